@@ -1,0 +1,296 @@
+"""Packed rows -> the micro-batches of one rank: a pure function of (seed, step, rank, world size).
+
+    order    the rows of epoch e are a permutation keyed by (seed, e); epochs follow without a gap
+    batch    step s holds rows [s*B, (s+1)*B) of that endless order, whatever the number of ranks P
+    rank     rank r takes rows [r*B//P, (r+1)*B//P) of the batch
+    micro    every rank runs ceil(ceil(B/P) / R) micro-steps of R rows of T tokens; a rank that has
+             fewer rows gets rows of padding with nothing masked
+
+So resume, and another number of ranks, need only the step. Masked positions depend on (seed, epoch,
+row) alone. Shapes: R micro_batch_rows, T row_tokens, S segments, M capacity for masked positions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from bert.corpora.masking import build_masker, masked_count
+from bert.corpora.packing import SPECIALS_PER_SEGMENT, PackedRows, pack_corpus
+from bert.corpora.randomness import Purpose, random_permutation
+from bert.corpora.shards import TokenCorpus, open_corpus
+from bert.vocabulary import Vocabulary
+from distributed.errors import BadInput
+
+IGNORED_LABEL = -100
+# Validation rows and their masks are the same for every run, whatever its seed.
+VALIDATION_SEED = 0
+
+Int64Array = npt.NDArray[np.int64]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | Path) else value
+
+
+class DataConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    shards: Annotated[list[Path], BeforeValidator(_as_list), Field(min_length=1)]
+    max_seq_len: int = Field(default=128, ge=8, le=512)
+    row_tokens: int = 512
+    mlm_probability: float = Field(default=0.15, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _row_holds_a_segment(self) -> "DataConfig":
+        if self.row_tokens < self.max_seq_len:
+            raise ValueError(
+                f"data.row_tokens is {self.row_tokens}: it must be at least data.max_seq_len "
+                f"({self.max_seq_len})"
+            )
+        return self
+
+
+@dataclass
+class MicroBatch:
+    """One forward pass. Places are counted over the R * T tokens, row after row."""
+
+    input_ids: torch.Tensor  # int64 [R, T]
+    position_ids: torch.Tensor  # int64 [R, T], from 0 in each segment; 0 in padding
+    cu_seqlens: torch.Tensor  # int32 [S + 1] segment boundaries, 0 to R * T; padding has its own
+    max_seqlen: int  # bound on a segment's length, the same for every micro-batch
+    masked_positions: torch.Tensor  # int64 [M] places, then 0 up to the capacity
+    labels: torch.Tensor  # int64 [M] the ids to predict there, then -100 up to the capacity
+
+
+class RowBatches:
+    """The batches of one rank. Every method is a pure function of its arguments.
+
+    `evaluation`: the batch of every step is the first `global_batch_rows` rows (or all, if there are
+    fewer), masks are those of epoch 0, and each chosen position becomes [MASK].
+    """
+
+    def __init__(
+        self,
+        corpus: TokenCorpus,
+        rows: PackedRows,
+        *,
+        vocabulary: Vocabulary,
+        mlm_probability: float,
+        seed: int,
+        global_batch_rows: int,
+        micro_batch_rows: int,
+        rank: int,
+        world_size: int,
+        evaluation: bool = False,
+    ) -> None:
+        if evaluation:
+            global_batch_rows = min(global_batch_rows, rows.num_rows)
+        elif global_batch_rows < world_size:
+            raise BadInput(
+                f"train.global_batch_rows is {global_batch_rows} and launch.num_workers is "
+                f"{world_size}: each worker needs a row of every batch, so raise the first or "
+                "lower the second."
+            )
+        assert micro_batch_rows > 0 and 0 <= rank < world_size
+        self.corpus = corpus
+        self.rows = rows
+        self.vocabulary = vocabulary
+        self.global_batch_rows = global_batch_rows
+        self.micro_batch_rows = micro_batch_rows
+        self.evaluation = evaluation
+        self._first = rank * global_batch_rows // world_size
+        self._end = (rank + 1) * global_batch_rows // world_size
+        largest_share = -(-global_batch_rows // world_size)
+        self.micro_steps = -(-largest_share // micro_batch_rows)
+        self._masker = build_masker(vocabulary, seed=seed, always_mask=evaluation)
+        self._masked_per_row = masked_count(rows.maskable_per_row, mlm_probability=mlm_probability)
+        most_maskable = np.array([rows.row_tokens - SPECIALS_PER_SEGMENT])
+        most_masked = masked_count(most_maskable, mlm_probability=mlm_probability)
+        self.masked_capacity = micro_batch_rows * int(most_masked[0])
+        # A batch touches two epochs where it runs over the end of one.
+        self._row_order = lru_cache(maxsize=2)(
+            lambda epoch: random_permutation(
+                Purpose.ROW_ORDER, seed=seed, count=rows.num_rows, epoch=epoch
+            )
+        )
+
+    def epoch(self, step: int) -> int:
+        """The epoch of the first row of the step's batch."""
+        return 0 if self.evaluation else step * self.global_batch_rows // self.rows.num_rows
+
+    def row_ids(self, step: int) -> Int64Array:
+        """The rows of the global batch, `int64 [B]`: the same on every rank."""
+        return self._batch(step)[1]
+
+    def global_masked_tokens(self, step: int) -> int:
+        """Masked tokens of the global batch, on all ranks together."""
+        return int(self._masked_per_row[self.row_ids(step)].sum())
+
+    def global_tokens(self, step: int) -> int:
+        """Tokens of the global batch, special ones included, padding not."""
+        return int(self.rows.tokens_per_row[self.row_ids(step)].sum(dtype=np.int64))
+
+    def micro_batches(self, step: int) -> Iterator[MicroBatch]:
+        """This rank's `micro_steps` micro-batches of the step."""
+        epochs, rows = (part[self._first : self._end] for part in self._batch(step))
+        for micro_step in range(self.micro_steps):
+            here = slice(
+                micro_step * self.micro_batch_rows, (micro_step + 1) * self.micro_batch_rows
+            )
+            yield self._micro_batch(epochs[here], rows[here])
+
+    def _batch(self, step: int) -> tuple[Int64Array, Int64Array]:
+        """Epoch and row of each row of the global batch; both `int64 [B]`."""
+        size = self.global_batch_rows
+        if self.evaluation:
+            return np.zeros(size, dtype=np.int64), np.arange(size)
+        place = np.arange(step * size, (step + 1) * size)
+        epochs, within = np.divmod(place, self.rows.num_rows)
+        rows = np.empty(size, dtype=np.int64)
+        for epoch in np.unique(epochs):
+            rows[epochs == epoch] = self._row_order(int(epoch))[within[epochs == epoch]]
+        return epochs, rows
+
+    def _micro_batch(self, epochs: Int64Array, rows: Int64Array) -> MicroBatch:
+        row_tokens = self.rows.row_tokens
+        shape = (self.micro_batch_rows, row_tokens)
+        input_ids = np.full(shape, self.vocabulary.pad_id, dtype=np.int64)
+        position_ids = np.zeros(shape, dtype=np.int64)
+        masked_positions = np.zeros(self.masked_capacity, dtype=np.int64)
+        labels = np.full(self.masked_capacity, IGNORED_LABEL, dtype=np.int64)
+        boundaries = [0]
+        masked = 0
+        for index in range(self.micro_batch_rows):
+            lengths: list[int] = []
+            if index < len(rows):
+                row = int(rows[index])
+                lengths = self._fill_row(row, input_ids[index], position_ids[index])
+                chosen, ids = self._mask(row, input_ids[index], epoch=int(epochs[index]))
+                there = slice(masked, masked + len(chosen))
+                masked_positions[there] = chosen + index * row_tokens
+                labels[there] = ids
+                masked += len(chosen)
+            boundaries.extend(self._boundaries(lengths, row_start=index * row_tokens))
+        return MicroBatch(
+            input_ids=torch.from_numpy(input_ids),
+            position_ids=torch.from_numpy(position_ids),
+            cu_seqlens=torch.tensor(boundaries, dtype=torch.int32),
+            max_seqlen=self.rows.max_seq_len,
+            masked_positions=torch.from_numpy(masked_positions),
+            labels=torch.from_numpy(labels),
+        )
+
+    def _fill_row(self, row: int, input_ids: Int64Array, position_ids: Int64Array) -> list[int]:
+        """Write a row's segments into `input_ids` [T] and `position_ids` [T]; their lengths."""
+        packed = self.rows
+        first, end = packed.row_offsets[row : row + 2].tolist()
+        lengths = (packed.segment_length[first:end] + SPECIALS_PER_SEGMENT).tolist()
+        starts = packed.segment_start[first:end].tolist()
+        shards = packed.segment_shard[first:end].tolist()
+        at = 0
+        for shard, start, length in zip(shards, starts, lengths, strict=True):
+            last = at + length - 1
+            input_ids[at] = self.vocabulary.cls_id
+            input_ids[at + 1 : last] = self.corpus.read(
+                shard=shard, start=start, length=length - SPECIALS_PER_SEGMENT
+            )
+            input_ids[last] = self.vocabulary.sep_id
+            position_ids[at : last + 1] = np.arange(length)
+            at = last + 1
+        return lengths
+
+    def _mask(
+        self, row: int, input_ids: Int64Array, *, epoch: int
+    ) -> tuple[Int64Array, Int64Array]:
+        candidates = self._masker.maskable_positions(input_ids)
+        if len(candidates) != self.rows.maskable_per_row[row]:
+            # Ranks would disagree on the number of masked tokens, so the loss would be wrong.
+            raise BadInput(
+                f"Row {row} of the corpus does not hold the tokens that its shards' index tells: a "
+                "token file was changed after `sparsebert prepare`, so prepare it again."
+            )
+        count = int(self._masked_per_row[row])
+        return self._masker.mask_row(input_ids, candidates, count=count, epoch=epoch, row=row)
+
+    def _boundaries(self, lengths: list[int], *, row_start: int) -> Iterator[int]:
+        """Ends of a row's segments, then of pieces of its padding no longer than a segment."""
+        at = 0
+        for length in lengths:
+            at += length
+            yield row_start + at
+        while at < self.rows.row_tokens:
+            at = min(at + self.rows.max_seq_len, self.rows.row_tokens)
+            yield row_start + at
+
+
+def build_training_batches(
+    config: DataConfig,
+    *,
+    vocabulary: Vocabulary,
+    seed: int,
+    global_batch_rows: int,
+    micro_batch_rows: int,
+    rank: int,
+    world_size: int,
+    cache_dir: Path | None = None,
+    verify: bool = False,
+) -> RowBatches:
+    """Open, pack (or take from the cache) and batch `config.shards`."""
+    corpus = open_corpus(config.shards, vocabulary=vocabulary, verify=verify)
+    return RowBatches(
+        corpus,
+        pack_corpus(
+            corpus,
+            max_seq_len=config.max_seq_len,
+            row_tokens=config.row_tokens,
+            seed=seed,
+            cache_dir=cache_dir,
+        ),
+        vocabulary=vocabulary,
+        mlm_probability=config.mlm_probability,
+        seed=seed,
+        global_batch_rows=global_batch_rows,
+        micro_batch_rows=micro_batch_rows,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def build_validation_batches(
+    config: DataConfig,
+    shards: Sequence[Path],
+    *,
+    vocabulary: Vocabulary,
+    rows: int,
+    micro_batch_rows: int,
+    rank: int,
+    world_size: int,
+    cache_dir: Path | None = None,
+) -> RowBatches:
+    """The first `rows` rows of a validation set, in the layout of `config`; take step 0 of them."""
+    corpus = open_corpus(shards, vocabulary=vocabulary)
+    return RowBatches(
+        corpus,
+        pack_corpus(
+            corpus,
+            max_seq_len=config.max_seq_len,
+            row_tokens=config.row_tokens,
+            seed=VALIDATION_SEED,
+            cache_dir=cache_dir,
+        ),
+        vocabulary=vocabulary,
+        mlm_probability=config.mlm_probability,
+        seed=VALIDATION_SEED,
+        global_batch_rows=rows,
+        micro_batch_rows=micro_batch_rows,
+        rank=rank,
+        world_size=world_size,
+        evaluation=True,
+    )

@@ -1,0 +1,298 @@
+"""Text -> a prepared corpus: OUTPUT for training and its sibling OUTPUT-validation.
+
+    inputs --readers--> documents --cleaning--> distinct texts --vocabulary--> ids --shards--> disk
+
+Everything streams; see cleaning.py for the one thing in memory that grows with the corpus. Both
+folders are built under a temporary sibling name and renamed when complete, so an error or a crash
+leaves neither. OUTPUT-validation also holds `unigram_counts.npy` (int64 [vocabulary size], how often
+each token occurs in OUTPUT): the unigram predictor that validation losses are compared with.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from bert.corpora.cleaning import CleanDocument, clean_documents
+from bert.corpora.manifest import (
+    MANIFEST_NAME,
+    UNIGRAM_COUNTS_NAME,
+    InputRecord,
+    Manifest,
+    Options,
+    check_files,
+    load_manifest,
+    save_array,
+    save_manifest,
+    vocabulary_record,
+)
+from bert.corpora.readers import Input, Source, list_inputs, read_inputs
+from bert.corpora.shards import SHARD_TOKENS, ShardWriter
+from bert.vocabulary import Vocabulary, load_vocabulary
+from distributed.errors import BadInput
+
+VALIDATION_FRACTION = 0.05
+MIN_CHARACTERS = 100  # shorter documents are mostly headings, redirects and captions
+# Texts tokenised at a time: enough to keep all cores busy, small enough to stay in memory.
+BATCH_CHARACTERS = 4 << 20
+
+
+@dataclass(frozen=True)
+class PrepareProgress:
+    documents: int
+    tokens: int
+    seconds: float
+    finished_input_bytes: int  # of inputs read to their end, as stored
+    input_bytes: int  # of all inputs, as stored; 0 where unknown (hub names)
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    output: Path
+    validation_output: Path
+    already_done: bool
+    documents: int
+    tokens: int
+    validation_documents: int
+    validation_tokens: int
+    dropped: dict[str, int]
+    seconds: float
+    tokens_per_second: float  # both splits, all stages; 0 if already done
+
+
+def prepare(
+    source: Source,
+    inputs: Iterable[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    vocabulary_path: str | os.PathLike[str],
+    *,
+    validation_fraction: float = VALIDATION_FRACTION,
+    min_characters: int = MIN_CHARACTERS,
+    shard_tokens: int = SHARD_TOKENS,
+    on_progress: Callable[[PrepareProgress], None] | None = None,
+) -> PrepareReport:
+    """Write OUTPUT and OUTPUT-validation, or find that they are there already.
+
+    Raises:
+        BadInput: an input, the vocabulary or an option is wrong, OUTPUT holds something else, or
+            nothing is left for one of the splits.
+    """
+    started = time.monotonic()
+    if not 0 < validation_fraction < 1:
+        raise BadInput(f"The validation fraction is {validation_fraction}: give one within (0, 1).")
+    output = Path(output)
+    vocabulary = load_vocabulary(vocabulary_path)
+    options = Options(
+        source=source, validation_fraction=validation_fraction, min_characters=min_characters
+    )
+    files = list_inputs(inputs)
+    plan = Manifest(
+        tool_version=_tool_version(),
+        split="train",
+        options=options,
+        inputs=[InputRecord(name=i.name, size_bytes=i.size_bytes, sha256=i.sha256) for i in files],
+        vocabulary=vocabulary_record(vocabulary),
+        documents=0,
+        tokens=0,
+        dropped={},
+        shards=[],
+    )
+    done = _already_prepared(plan, output)
+    if done is not None:
+        return _report(output, *done, already_done=True, started=started)
+    with _staging(output) as staging:
+        manifests = _write_splits(
+            plan,
+            files,
+            staging,
+            vocabulary=vocabulary,
+            shard_tokens=shard_tokens,
+            on_progress=on_progress,
+            started=started,
+        )
+        # Validation first: its presence without OUTPUT marks a crash between the two.
+        for split, final in (("validation", _validation_of(output)), ("train", output)):
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(staging / split, final)
+    return _report(output, *manifests, already_done=False, started=started)
+
+
+def _validation_of(output: Path) -> Path:
+    return output.with_name(output.name + "-validation")
+
+
+def _already_prepared(plan: Manifest, output: Path) -> tuple[Manifest, Manifest] | None:
+    """The manifests of both splits if they are what `plan` asks for, None if neither is there."""
+    found = []
+    for directory in (output, _validation_of(output)):
+        if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+            found.append(None)
+            continue
+        if not (directory / MANIFEST_NAME).exists():
+            raise BadInput(
+                f"{directory} exists and is not a prepared corpus: choose another --output."
+            )
+        manifest = load_manifest(directory)
+        if _identity(manifest) != _identity(plan):
+            raise BadInput(
+                f"{directory} was prepared from other inputs, options or another vocabulary: "
+                "remove it or choose another --output."
+            )
+        check_files(manifest, directory=directory, verify=False)
+        found.append(manifest)
+    train, validation = found
+    if train is None:
+        return None  # a validation split of the same identity is left from a crash
+    if validation is None:
+        raise BadInput(
+            f"{_validation_of(output)} is missing: remove {output} and prepare it again."
+        )
+    return train, validation
+
+
+def _identity(manifest: Manifest) -> tuple[object, ...]:
+    inputs = [item.sha256 for item in manifest.inputs]
+    return manifest.format_version, manifest.options, manifest.vocabulary, inputs
+
+
+@contextlib.contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """An empty folder beside `output`, locked while it is used and removed at the end."""
+    staging = output.with_name(f".{output.name}.preparing")
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+        lock = open(staging / "lock", "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise BadInput(
+            f"{output} cannot be written ({error.strerror}): choose another --output."
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadInput(
+                f"Another `sparsebert prepare` is writing {output}: wait for it or stop it."
+            ) from None
+        try:
+            for split in ("train", "validation"):
+                shutil.rmtree(staging / split, ignore_errors=True)  # left by a killed one
+                (staging / split).mkdir()
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_splits(
+    plan: Manifest,
+    inputs: Sequence[Input],
+    staging: Path,
+    *,
+    vocabulary: Vocabulary,
+    shard_tokens: int,
+    on_progress: Callable[[PrepareProgress], None] | None,
+    started: float,
+) -> tuple[Manifest, Manifest]:
+    dropped: Counter[str] = Counter()
+    train, validation = (
+        ShardWriter(staging / split, vocabulary=vocabulary, shard_tokens=shard_tokens)
+        for split in ("train", "validation")
+    )
+    documents = clean_documents(
+        read_inputs(plan.options.source, inputs, dropped=dropped),
+        validation_fraction=plan.options.validation_fraction,
+        min_characters=plan.options.min_characters,
+        dropped=dropped,
+    )
+    sizes = {item.name: item.size_bytes for item in inputs}
+    finished_bytes, current = 0, None
+    for batch in _batches(documents):
+        ids = vocabulary.encode([document.text for document in batch])
+        for document, tokens in zip(batch, ids, strict=True):
+            if document.input != current:
+                finished_bytes += sizes.get(current or "", 0)
+                current = document.input
+            (validation if document.is_validation else train).add(tokens)
+        if on_progress is not None:
+            on_progress(
+                PrepareProgress(
+                    train.documents + validation.documents,
+                    train.tokens + validation.tokens,
+                    time.monotonic() - started,
+                    finished_bytes,
+                    sum(sizes.values()),
+                )
+            )
+    for split, writer in (("training", train), ("validation", validation)):
+        if writer.tokens == 0:
+            raise BadInput(
+                f"No text is left for {split} (dropped: {dict(dropped) or 'nothing'}): give more "
+                "input or another validation fraction or minimum length."
+            )
+        writer.flush()
+    counts = save_array(train.counts, directory=validation.directory, name=UNIGRAM_COUNTS_NAME)
+    return (
+        _save_split(plan, train, dropped=dropped),
+        _save_split(
+            plan.model_copy(update={"split": "validation", "unigram_counts": counts}),
+            validation,
+            dropped=dropped,
+        ),
+    )
+
+
+def _save_split(plan: Manifest, writer: ShardWriter, *, dropped: Counter[str]) -> Manifest:
+    manifest = plan.model_copy(
+        update={
+            "documents": writer.documents,
+            "tokens": writer.tokens,
+            "dropped": dict(sorted(dropped.items())),
+            "shards": writer.shards,
+        }
+    )
+    save_manifest(manifest, directory=writer.directory)
+    return manifest
+
+
+def _batches(documents: Iterable[CleanDocument]) -> Iterator[list[CleanDocument]]:
+    batch: list[CleanDocument] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _report(
+    output: Path, train: Manifest, validation: Manifest, *, already_done: bool, started: float
+) -> PrepareReport:
+    seconds = time.monotonic() - started
+    return PrepareReport(
+        output=output,
+        validation_output=_validation_of(output),
+        already_done=already_done,
+        documents=train.documents,
+        tokens=train.tokens,
+        validation_documents=validation.documents,
+        validation_tokens=validation.tokens,
+        dropped=train.dropped,
+        seconds=seconds,
+        tokens_per_second=0.0 if already_done else (train.tokens + validation.tokens) / seconds,
+    )
+
+
+def _tool_version() -> str:
+    try:
+        return version("sparsebert")
+    except PackageNotFoundError:  # the checkout run as it is
+        return "not installed"

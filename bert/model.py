@@ -1,0 +1,241 @@
+"""The model: a plain Hugging Face BertForMaskedLM inside one wrapper that computes the loss.
+
+    input_ids [R, T] -> embeddings, encoder with packed attention [R, T, D]
+      -> hidden states at masked positions [M, D] -> MLM head [M, V] -> loss, a scalar in fp32
+
+The head runs at masked positions only: 588 million FLOPs a token for BERT-base at 512, not 710.
+A parameter has one canonical name, whatever wraps it: masks, digests, checkpoints, exports use it.
+
+Legend: R rows, T tokens a row, D hidden, M masked positions, V vocabulary, S segments.
+"""
+
+import re
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import BertConfig, BertForMaskedLM
+
+from bert.attention import PACKED_ATTENTION, build_block_mask, check_boundaries, uses_varlen
+from distributed.config import Config
+
+IGNORE_INDEX = -100
+
+
+class ModelConfig(Config):
+    """The dimensions of a BERT encoder; the defaults are BERT-base (arXiv 1810.04805)."""
+
+    hidden_size: int = Field(768, ge=1)
+    num_layers: int = Field(12, ge=1)
+    num_heads: int = Field(12, ge=1)
+    intermediate_size: int = Field(3072, ge=1)
+    max_position_embeddings: int = Field(512, ge=1)
+    vocab: Path = Field(description="WordPiece vocabulary, one token a line")
+    init_from: Path | None = Field(
+        None, description="run, checkpoint or Hugging Face folder to take the first weights from"
+    )
+    attention: Literal["segment", "token"] = Field(
+        "segment", description="token: each token sees itself only, a control that must not learn"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"model.hidden_size ({self.hidden_size}) is not a multiple of "
+                f"model.num_heads ({self.num_heads})"
+            )
+        return self
+
+
+class PretrainingModel(nn.Module):
+    """BertForMaskedLM, its masked-only head and its loss: the one module that the engine calls."""
+
+    def __init__(self, mlm: BertForMaskedLM, *, attention: Literal["segment", "token"]) -> None:
+        super().__init__()
+        self.mlm = mlm
+        self.attention = attention
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        position_ids: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+        masked_positions: torch.Tensor,
+        labels: torch.Tensor,
+        loss_divisor: float = 1.0,
+        count_correct: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """The sum of the cross entropy over the masked tokens, divided by `loss_divisor`.
+
+        Args:
+            input_ids: int64 [R, T].
+            position_ids: int64 [R, T], restarting at 0 with each segment.
+            cu_seqlens: int32 [S + 1], boundaries of the segments in the flattened R * T tokens;
+                they cover every token, padding included, and no segment crosses a row.
+            max_seqlen: tokens of the longest segment.
+            masked_positions: int64 [M], indices into the flattened R * T tokens. M may be 0.
+            labels: int64 [M], the tokens that belong there; -100 is ignored.
+            loss_divisor: masked tokens of the global batch.
+            count_correct: also count the masked tokens that the model gets right, for validation.
+
+        Returns:
+            The loss, a float32 scalar; with `count_correct` the loss and the count, int64.
+            Without a single label the loss is 0 and so is the gradient of every parameter.
+        """
+        hidden = self._encode(
+            input_ids, position_ids=position_ids, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen
+        )
+        masked = hidden.flatten(0, 1).index_select(0, masked_positions)  # [M, D]
+        logits = self.mlm.cls(masked).float()  # [M, V]
+        total = cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+        loss = total / loss_divisor
+        if not count_correct:
+            return loss
+        return loss, (logits.argmax(dim=-1) == labels).sum()
+
+    def _encode(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        position_ids: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+    ) -> torch.Tensor:
+        """Hidden states of the last layer, [R, T, D]."""
+        rows, row_tokens = input_ids.shape
+        check_boundaries(cu_seqlens, max_seqlen=max_seqlen, rows=rows, row_tokens=row_tokens)
+        if self.attention == "token":
+            max_seqlen = 1
+            cu_seqlens = torch.arange(
+                input_ids.numel() + 1, dtype=torch.int32, device=input_ids.device
+            )
+        mask = None
+        if max_seqlen > 1 and not self._uses_varlen(input_ids.device):
+            mask = build_block_mask(cu_seqlens, rows=rows, row_tokens=row_tokens)
+        hidden: torch.Tensor = self.mlm.bert(
+            input_ids,
+            attention_mask=mask,
+            position_ids=position_ids,
+            cu_seq_lens_q=cu_seqlens,
+            max_length_q=max_seqlen,
+        ).last_hidden_state
+        return hidden
+
+    def _uses_varlen(self, device: torch.device) -> bool:
+        config = self.mlm.config
+        dtype = self.mlm.bert.embeddings.word_embeddings.weight.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        head_dim = config.hidden_size // config.num_attention_heads
+        return uses_varlen(device, dtype=dtype, head_dim=head_dim)
+
+
+def build_bert_config(
+    config: ModelConfig,
+    *,
+    vocab_size: int,
+    pad_id: int,
+    hidden_dropout: float = 0.1,
+    attention_dropout: float = 0.1,
+) -> BertConfig:
+    """The same model in Hugging Face's words; the dropouts default to Hugging Face's."""
+    return BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_position_embeddings,
+        hidden_dropout_prob=hidden_dropout,
+        attention_probs_dropout_prob=attention_dropout,
+        pad_token_id=pad_id,
+    )
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    vocab_size: int,
+    pad_id: int,
+    hidden_dropout: float,
+    attention_dropout: float,
+    seed: int,
+) -> PretrainingModel:
+    """A fresh model on the CPU in fp32; its weights depend on the dimensions and `seed` alone."""
+    bert_config = build_bert_config(
+        config,
+        vocab_size=vocab_size,
+        pad_id=pad_id,
+        hidden_dropout=hidden_dropout,
+        attention_dropout=attention_dropout,
+    )
+    bert_config._attn_implementation = PACKED_ATTENTION
+    # Weights are drawn from the CPU generator; torch.manual_seed would reset a GPU's as well.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        mlm = BertForMaskedLM(bert_config)
+    return PretrainingModel(mlm, attention=config.attention)
+
+
+# What stands before a parameter's name: DeepSpeed's and DDP's wrapper, torch.compile's, ours, and
+# the attribute under which a model with a head keeps its BertModel.
+_PREFIX = re.compile(r"^(?:(?:module|_orig_mod|mlm|bert)\.)+")
+_PRUNABLE = re.compile(
+    r"encoder\.layer\.\d+\."
+    r"(?:attention\.self\.(?:query|key|value)|attention\.output\.dense|intermediate\.dense|output\.dense)"
+    r"\.weight"
+)
+
+
+def canonical_name(name: str) -> str:
+    """A parameter's name in a bare BertModel; a head's parameter keeps the head's name.
+
+    `module.mlm.bert.encoder.layer.0.output.dense.weight` is `encoder.layer.0.output.dense.weight`.
+    """
+    return _PREFIX.sub("", name)
+
+
+def named_weights(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Every parameter of `module` under its canonical name, in registration order.
+
+    A tied parameter comes once, under the name that is registered first (the word embeddings, not
+    the decoder; the head's bias, not the decoder's).
+    """
+    weights: dict[str, nn.Parameter] = {}
+    for name, parameter in module.named_parameters():
+        canonical = canonical_name(name)
+        if canonical in weights:
+            raise ValueError(f"two parameters have the canonical name {canonical}: rename one")
+        weights[canonical] = parameter
+    return list(weights.items())
+
+
+def is_prunable(name: str) -> bool:
+    """Whether the parameter of this canonical name is among the six weights of an encoder layer."""
+    return _PRUNABLE.fullmatch(name) is not None
+
+
+def uses_weight_decay(name: str) -> bool:
+    """Whether AdamW decays the parameter of this canonical name: all but biases and LayerNorm."""
+    return not name.endswith(".bias") and ".LayerNorm." not in name
+
+
+def flops_per_token(
+    config: ModelConfig, *, vocab_size: int, max_seq_len: int, mlm_probability: float
+) -> float:
+    """Floating point operations of one token's forward and backward, for the utilisation figure.
+
+    6 for each weight of a matrix product (2 forward, 4 backward), 12 * D * max_seq_len a layer for
+    attention, and the MLM head's 6 * D * (D + V) at a share `mlm_probability` of the tokens (1: at
+    all). Segments shorter than `max_seq_len` attend to less, so this is the upper bound.
+    """
+    hidden = config.hidden_size
+    layer = 6 * (4 * hidden**2 + 2 * hidden * config.intermediate_size) + 12 * hidden * max_seq_len
+    head = 6 * hidden * (hidden + vocab_size)
+    return config.num_layers * layer + mlm_probability * head

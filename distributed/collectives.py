@@ -1,0 +1,61 @@
+"""The few collectives that the project issues itself. DeepSpeed issues its own."""
+
+import json
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def _on_wire(tensor: torch.Tensor) -> torch.Tensor:
+    # NCCL moves device memory only; gloo works on the host.
+    return tensor.cuda() if dist.get_backend() == "nccl" else tensor
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Collective: the sum of `tensor` (any shape; int64 for counts) over all ranks, on its device."""
+    wire = _on_wire(tensor.clone())
+    dist.all_reduce(wire, op=dist.ReduceOp.SUM)
+    return wire.to(tensor.device)
+
+
+def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
+    """Collective: the largest value of each element over all ranks, on the tensor's device."""
+    wire = _on_wire(tensor.clone())
+    dist.all_reduce(wire, op=dist.ReduceOp.MAX)
+    return wire.to(tensor.device)
+
+
+def broadcast_json(value: Any) -> Any:
+    """Collective: rank 0's `value` (anything JSON can hold) on every rank. No pickle."""
+    encoded = json.dumps(value).encode() if dist.get_rank() == 0 else b""
+    size = int(all_reduce_max(torch.tensor([len(encoded)])).item())
+    wire = torch.zeros(size, dtype=torch.uint8)
+    if encoded:
+        wire[:] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+    wire = _on_wire(wire)
+    dist.broadcast(wire, src=0)
+    return json.loads(bytes(wire.cpu().numpy()).decode())
+
+
+class AgreedFlag:
+    """A yes that any rank may raise and that all ranks see at the same step.
+
+    One integer is reduced a step and read one step later, so that no step waits for it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pending: tuple[torch.Tensor, dist.Work] | None = None
+
+    def agreed(self, raised: bool) -> bool:
+        """Collective: offer this step's flag and learn whether any rank raised the last step's."""
+        answer = False
+        if self._pending is not None:
+            flag, work = self._pending
+            work.wait()
+            answer = bool(flag.item())
+        flag = _on_wire(torch.tensor([int(raised)], dtype=torch.int32))
+        work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, async_op=True)
+        self._pending = (flag, work)
+        return answer

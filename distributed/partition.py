@@ -1,0 +1,290 @@
+"""Where each ZeRO stage keeps a weight: the only file that knows.
+
+DeepSpeed flattens parameters, cuts the result between ranks and keeps an fp32 master of each cut. A
+`Fragment` is the piece of one parameter that lies in this rank's masters; everything that works on
+sharded weights (pruning, checkpoints) works on fragments and never gathers one.
+
+    stage 0      every rank holds every master whole; each owns (counts, saves) an equal share of it
+    stage 1, 2   a parameter group is one flat buffer, cut in equal pieces: a boundary falls anywhere
+    stage 3      each parameter is cut on its own; a sub-group's master is the pieces end to end, with
+                 uninitialised padding after the short ones
+
+Positions come from the storage offsets of the low-precision views: DeepSpeed's own `_hp_mapping` is
+wrong under `round_robin_gradients` (measured with 0.19.8). Tensors are looked up at each use and never
+kept, because DeepSpeed replaces them when it moves its states.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distributed.collectives import all_reduce_max, all_reduce_sum
+from distributed.hashing import name_hash, position_hash
+
+NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
+ReadRange = Callable[[str, int, int], torch.Tensor]  # (name, start, length) -> fp32 [length]
+
+# Positions at which the copy that the forward reads is compared with the master, per fragment.
+_SAMPLES = 4096
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """The range [start, start + length) of a flattened parameter, held at `offset` of master `slot`.
+
+    This rank owns [owned_start, owned_stop) of it: over all ranks every weight is owned exactly once.
+    """
+
+    name: str
+    start: int
+    length: int
+    slot: int
+    offset: int
+    owned_start: int
+    owned_stop: int
+
+    @property
+    def owned(self) -> slice:
+        """The owned part, relative to the fragment."""
+        return slice(self.owned_start - self.start, self.owned_stop - self.start)
+
+
+class Partition:
+    """This rank's fragments of a DeepSpeed engine's fp32 masters, and access to what lies there."""
+
+    def __init__(self, engine: Any, named_parameters: NamedParameters) -> None:
+        self._engine = engine
+        self._base: torch.optim.Optimizer = engine.basic_optimizer
+        self._parameters = dict(named_parameters)
+        self.rank: int = engine.global_rank
+        self.world_size: int = engine.dp_world_size
+        self.numels = {name: _full_numel(p) for name, p in named_parameters}
+        wrapper = type(engine.optimizer).__name__
+        layouts = {
+            "DeepSpeedZeroOptimizer": self._flat_fragments,
+            "BF16_Optimizer": self._flat_fragments,
+            "DeepSpeedZeroOptimizer_Stage3": self._stage3_fragments,
+            "FP16_UnfusedOptimizer": self._replica_fragments,
+            type(self._base).__name__: self._replica_fragments,
+        }
+        if wrapper not in layouts:
+            raise ValueError(f"masters of DeepSpeed's {wrapper} are not supported: change zero.*")
+        self._wrapper = wrapper
+        self.fragments: tuple[Fragment, ...] = tuple(layouts[wrapper]())
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether every rank holds all masters (stage 0)."""
+        return self._wrapper not in (
+            "DeepSpeedZeroOptimizer",
+            "BF16_Optimizer",
+            "DeepSpeedZeroOptimizer_Stage3",
+        )
+
+    @property
+    def offloads_optimizer(self) -> bool:
+        """Whether masters and gradients live on the host while the model does not."""
+        optimizer = self._engine.optimizer
+        return bool(getattr(optimizer, "cpu_offload", False)) or bool(
+            getattr(optimizer, "offload_optimizer", False)
+        )
+
+    @property
+    def gradients_reach_norm(self) -> bool:
+        """Whether a change to `gradients()` also changes the clip norm that DeepSpeed computes."""
+        return not self.offloads_optimizer and self._wrapper != "BF16_Optimizer"
+
+    # The four layouts.
+
+    def _replica_fragments(self) -> list[Fragment]:
+        fragments = []
+        for slot, (name, numel) in enumerate(self.numels.items()):
+            share = -(-numel // self.world_size)
+            start, stop = (min(r * share, numel) for r in (self.rank, self.rank + 1))
+            fragments.append(Fragment(name, 0, numel, slot, 0, start, stop))
+        return fragments
+
+    def _flat_fragments(self) -> list[Fragment]:
+        fragments = []
+        names = {id(p): name for name, p in self._parameters.items()}
+        for slot, group in enumerate(self._low_precision_groups()):
+            flat = self._low_precision_flat(slot)
+            size = self.masters()[slot].numel()
+            for parameter in group:
+                name = names[id(parameter)]
+                at = (parameter.data_ptr() - flat.data_ptr()) // flat.element_size()
+                first = max(at, self.rank * size)
+                last = min(at + self.numels[name], (self.rank + 1) * size)
+                if first < last:
+                    offset = first - self.rank * size
+                    fragments.append(_whole(name, first - at, last - first, slot, offset))
+        return fragments
+
+    def _stage3_fragments(self) -> list[Fragment]:
+        fragments = []
+        names = {id(p): name for name, p in self._parameters.items()}
+        for slot, group in enumerate(self._engine.optimizer.fp16_groups):
+            offset = 0
+            for parameter in group:
+                share = parameter.partition_numel()
+                start = self.rank * share
+                length = min(max(parameter.ds_numel - start, 0), share)
+                if length:
+                    fragments.append(_whole(names[id(parameter)], start, length, slot, offset))
+                offset += share
+        return fragments
+
+    # What lies in the fragments. All are live 1-D views, of `fragment.length` elements.
+
+    def masters(self) -> list[torch.Tensor]:
+        """The fp32 tensors that the optimizer updates, by slot; shapes as the stage keeps them."""
+        if self.is_replicated:
+            return self._replica_masters()
+        # Not the optimizer's param_groups: DeepSpeed rewrites those around each step.
+        kept_in = {
+            "DeepSpeedZeroOptimizer": "single_partition_of_fp32_groups",
+            "BF16_Optimizer": "fp32_groups_flat_partition",
+            "DeepSpeedZeroOptimizer_Stage3": "fp32_partitioned_groups_flat",
+        }
+        return list(getattr(self._engine.optimizer, kept_in[self._wrapper]))
+
+    def _replica_masters(self) -> list[torch.Tensor]:
+        if self._wrapper != "FP16_UnfusedOptimizer":
+            return list(self._parameters.values())
+        optimizer = self._engine.optimizer
+        master_of = {
+            id(low): master
+            for lows, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+            for low, master in zip(lows, masters, strict=True)
+        }
+        return [master_of[id(p)] for p in self._parameters.values()]
+
+    def _low_precision_groups(self) -> list[list[torch.nn.Parameter]]:
+        optimizer = self._engine.optimizer
+        if self._wrapper == "BF16_Optimizer":
+            return optimizer.bf16_groups  # type: ignore[no-any-return]
+        return optimizer.bit16_groups  # type: ignore[no-any-return]
+
+    def _low_precision_flat(self, slot: int) -> torch.Tensor:
+        optimizer = self._engine.optimizer
+        if self._wrapper == "BF16_Optimizer":
+            return optimizer.bf16_groups_flat[slot]  # type: ignore[no-any-return]
+        return optimizer.bit16_groups_flat[slot]  # type: ignore[no-any-return]
+
+    def master(self, fragment: Fragment) -> torch.Tensor:
+        """The fragment's fp32 weights."""
+        flat = self.masters()[fragment.slot].detach().view(-1)
+        return flat.narrow(0, fragment.offset, fragment.length)
+
+    def weight(self, fragment: Fragment) -> torch.Tensor:
+        """The fragment's weights as the next forward reads them, in the model's precision."""
+        if self._wrapper == "DeepSpeedZeroOptimizer_Stage3":
+            return self._parameters[fragment.name].ds_tensor.view(-1)[: fragment.length]  # type: ignore[attr-defined,no-any-return]
+        if self.is_replicated:
+            return self._parameters[fragment.name].detach().view(-1)
+        flat = self._low_precision_flat(fragment.slot)
+        at = self.rank * self.masters()[fragment.slot].numel() + fragment.offset
+        return flat.view(-1).narrow(0, at, fragment.length)
+
+    def gradients(self, fragments: Sequence[Fragment]) -> list[torch.Tensor]:
+        """Averaged gradients after the last backward and before the step, in any precision.
+
+        Offloaded optimizers keep them elsewhere: then the list is empty.
+        """
+        if self.offloads_optimizer:
+            return []
+        if self.is_replicated:
+            grads = [self._parameters[f.name].grad for f in fragments]
+            return [g.detach().view(-1) for g in grads if g is not None]
+        optimizer = self._engine.optimizer
+        if self._wrapper == "BF16_Optimizer":
+            flats = optimizer.fp32_groups_gradient_flat_partition
+            return [flats[f.slot].narrow(0, f.offset, f.length) for f in fragments]
+        pieces: dict[int, dict[int, torch.Tensor]] = {}
+        for slot, grads in optimizer.averaged_gradients.items():
+            offset = 0
+            pieces[slot] = {}
+            for grad in grads or ():
+                pieces[slot][offset] = grad.view(-1)
+                offset += grad.numel()
+        return [pieces[f.slot][f.offset][: f.length] for f in fragments]
+
+    # Optimizer state (Adam's moments), kept by torch under the master tensor.
+
+    def moments(self, fragment: Fragment) -> dict[str, torch.Tensor]:
+        """Views of the optimizer's per-weight state; empty before its first step."""
+        master = self.masters()[fragment.slot]
+        return {
+            key: value.detach().view(-1).narrow(0, fragment.offset, fragment.length)
+            for key, value in sorted(self._base.state.get(master, {}).items())
+            if torch.is_tensor(value) and value.shape == master.shape and master.dim() > 0
+        }
+
+    def optimizer_steps(self) -> int:
+        """How many updates the optimizer has applied (Adam's t)."""
+        for master in self.masters():
+            if "step" in self._base.state.get(master, {}):
+                return int(self._base.state[master]["step"])
+        return 0
+
+    def write_masters(self, read: ReadRange) -> None:
+        """Set every fp32 master from `read`: DeepSpeed starts from weights rounded to bf16."""
+        for fragment in self.fragments:
+            self.master(fragment).copy_(read(fragment.name, fragment.start, fragment.length))
+
+    def write_moments(self, read: Mapping[str, ReadRange], steps: int) -> None:
+        """Set the optimizer's state; with no step done, forget what `initialize` may have left."""
+        self._base.state.clear()
+        if steps == 0:
+            return
+        on_device = any(group.get("fused") for group in self._base.param_groups)
+        for master in self.masters():
+            device = master.device if on_device else torch.device("cpu")
+            state = self._base.state[master]
+            state["step"] = torch.tensor(float(steps), dtype=torch.float32, device=device)
+            state.update({key: torch.zeros_like(master) for key in sorted(read)})
+        for fragment in self.fragments:
+            for key, view in self.moments(fragment).items():
+                view.copy_(read[key](fragment.name, fragment.start, fragment.length))
+
+    def check(self) -> None:
+        """Collective: raise on all ranks unless every weight is owned once and copies agree.
+
+        Owned ranges tile [0, numel) exactly when the hashes of their starts less those of their stops
+        leave hash(0) - hash(numel): forward edges with one unit of flow from 0 to numel are one path.
+        """
+        names = list(self.numels)
+        row = {name: i for i, name in enumerate(names)}
+        balance = torch.zeros(len(names), dtype=torch.int64)
+        differs = torch.zeros(len(names), dtype=torch.int64)
+        for f in self.fragments:
+            if f.owned_start < f.owned_stop:
+                ends = _edge_hashes(f.name, f.owned_start, f.owned_stop)
+                balance[row[f.name]] += ends[0] - ends[1]
+            stride = max(1, f.length // _SAMPLES)
+            weight, master = self.weight(f)[::stride], self.master(f)[::stride]
+            cast = master.to(device=weight.device, dtype=weight.dtype)
+            differs[row[f.name]] |= int(not torch.equal(weight, cast))
+        balance, differs = all_reduce_sum(balance), all_reduce_max(differs)
+        for name, i in row.items():
+            ends = _edge_hashes(name, 0, self.numels[name])
+            if self.numels[name] and balance[i] != ends[0] - ends[1]:
+                raise RuntimeError(f"the ranks' partitions do not tile {name} exactly once")
+            if differs[i]:
+                raise RuntimeError(f"the model's copy of {name} is not its fp32 master, rounded")
+
+
+def _whole(name: str, start: int, length: int, slot: int, offset: int) -> Fragment:
+    """A fragment that no other rank holds."""
+    return Fragment(name, start, length, slot, offset, start, start + length)
+
+
+def _full_numel(parameter: torch.nn.Parameter) -> int:
+    # Stage 3 leaves an empty tensor in place of the parameter and keeps its size beside it.
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _edge_hashes(name: str, start: int, stop: int) -> torch.Tensor:
+    return position_hash(name_hash(name), torch.tensor([start, stop]))

@@ -1,0 +1,51 @@
+"""Who this process is among all, and on which device it computes."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Topology:
+    """One process of `world_size`; `local_rank` numbers the processes of one machine."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes what only one may write."""
+        return self.rank == 0
+
+
+def detect_topology() -> Topology:
+    """Read the variables that torchrun and Ray Train set; one process on its own has none."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return Topology(
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        local_rank=local_rank,
+        device=device,
+    )
+
+
+def ensure_process_group(topology: Topology, init_method: str | None = None) -> None:
+    """Collective: join the process group unless the launcher (Ray Train) has done so already."""
+    if dist.is_initialized():
+        return
+    backend = "nccl" if topology.device.type == "cuda" else "gloo"
+    if topology.world_size == 1 and init_method is None and "MASTER_ADDR" not in os.environ:
+        # One process on its own needs no address and no port.
+        store = dist.HashStore()
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        return
+    dist.init_process_group(
+        backend, init_method=init_method, rank=topology.rank, world_size=topology.world_size
+    )

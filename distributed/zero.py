@@ -1,0 +1,202 @@
+"""One training engine: DeepSpeed at ZeRO stage 0 to 3, with exact fp32 starts and exact averaging.
+
+The only file that spells DeepSpeed's configuration keys.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from distributed.config import Config
+from distributed.partition import NamedParameters, Partition
+
+Precision = Literal["fp32", "bf16"]
+
+
+class ZeroConfig(Config):
+    """How weights, gradients and optimizer states are divided between the ranks."""
+
+    stage: Literal[0, 1, 2, 3] = Field(
+        2, description="0 none, 1 optimizer states, 2 and gradients, 3 and weights"
+    )
+    offload_optimizer: bool = Field(False, description="keep masters and moments in host memory")
+    grad_dtype: Literal["fp32"] | None = Field(
+        None, description="fp32 accumulates gradients in fp32; null in the model's precision"
+    )
+    advanced: dict[str, int | float | bool] = Field(
+        default_factory=dict,
+        description="further keys of DeepSpeed's zero_optimization, e.g. {sub_group_size: 1000000}",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.stage == 0 and self.offload_optimizer:
+            raise ValueError("zero.offload_optimizer needs zero.stage 1, 2 or 3")
+        if "stage" in self.advanced:
+            raise ValueError("zero.advanced may not hold stage: set zero.stage")
+        return self
+
+
+class Engine:
+    """The few verbs that the training loop needs; DeepSpeed's engine is `deepspeed_engine`."""
+
+    def __init__(self, deepspeed_engine: Any, partition: Partition, max_grad_norm: float) -> None:
+        self.deepspeed_engine = deepspeed_engine
+        self.partition = partition
+        self._max_grad_norm = max_grad_norm
+        self._grad_norm: torch.Tensor | float | None = None
+        # Only here does DeepSpeed update without looking at the gradients' norm.
+        self._checks_finiteness = deepspeed_engine.optimizer is deepspeed_engine.basic_optimizer
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The wrapped module, for evaluation calls: `engine.forward` is for training."""
+        return self.deepspeed_engine  # type: ignore[no-any-return]
+
+    def train(self, mode: bool) -> None:
+        """Switch dropout on or off."""
+        self.deepspeed_engine.train(mode)
+
+    def forward(self, **batch: Any) -> torch.Tensor:
+        """Collective: the module's loss; at stage 3 it gathers weights as it goes."""
+        return self.deepspeed_engine(**batch)  # type: ignore[no-any-return]
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Collective: accumulate gradients of `loss`, this rank's share of the global loss.
+
+        DeepSpeed averages gradients over the ranks and divides by the accumulation steps. The shares
+        add up to the global loss, so the average is undone by the world size and the division is off.
+        """
+        engine = self.deepspeed_engine
+        engine.backward(loss * self.partition.world_size, scale_wrt_gas=False)
+        if not engine.is_gradient_accumulation_boundary():
+            engine.step()  # only counts the micro-step
+
+    def step(self, learning_rate: float) -> bool:
+        """Collective: clip and update; whether the update was applied, alike on all ranks.
+
+        A non-finite gradient anywhere makes the norm non-finite everywhere: nothing is updated then.
+        """
+        for group in self.deepspeed_engine.basic_optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self._checks_finiteness:
+            # Stage 0 in fp32: gradients are already averaged, so all ranks compute the same norm.
+            grads = [p.grad for p in self.deepspeed_engine.module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads)
+            self._grad_norm = norm
+            if not torch.isfinite(norm):
+                self.deepspeed_engine.zero_grad()
+                self.deepspeed_engine.micro_steps += 1
+                return False
+        self.deepspeed_engine.step()
+        if not self._checks_finiteness:
+            self._grad_norm = self.deepspeed_engine.get_global_grad_norm()
+        return bool(self.deepspeed_engine.was_step_applied())
+
+    def grad_norm(self) -> float:
+        """The gradient's 2-norm over all weights at the last step, before clipping."""
+        return float("nan") if self._grad_norm is None else float(self._grad_norm)
+
+
+def build_engine(
+    module: torch.nn.Module,
+    *,
+    named_parameters: NamedParameters,
+    no_decay: Sequence[str],
+    zero: ZeroConfig,
+    precision: Precision,
+    betas: tuple[float, float],
+    weight_decay: float,
+    max_grad_norm: float,
+    micro_batch_rows: int,
+    accumulation_steps: int,
+) -> Engine:
+    """Collective: wrap `module`, whose weights are set, in a DeepSpeed engine with AdamW.
+
+    The masters are still rounded to `precision` and the optimizer may have counted a step: the caller
+    writes both (`Partition.write_masters`, `write_moments`) before training.
+
+    Args:
+        module: the plain module, on any device; building it inside deepspeed.zero.Init fails with
+            transformers 5.
+        named_parameters: canonical name and parameter of every weight, tied ones once.
+        no_decay: names that weight decay leaves alone.
+        zero: stage and options.
+        precision: of the weights that the forward reads; masters are fp32.
+        betas: AdamW's.
+        weight_decay: AdamW's, decoupled.
+        max_grad_norm: clip norm; 0 does not clip.
+        micro_batch_rows: rows of one forward on one rank.
+        accumulation_steps: forwards a step.
+    """
+    deepspeed = import_deepspeed()
+    plain = set(no_decay)
+    groups = [
+        {"params": [p for n, p in named_parameters if n not in plain], "weight_decay": weight_decay},
+        {"params": [p for n, p in named_parameters if n in plain], "weight_decay": 0.0},
+    ]
+    # Learning rate 0 until the first step: at stage 0 in bf16, `initialize` takes an update.
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=0.0, betas=betas, fused=True
+    )
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        optimizer=optimizer,
+        config=_deepspeed_config(zero, precision, max_grad_norm, micro_batch_rows, accumulation_steps),
+    )
+    partition = Partition(engine, named_parameters)
+    return Engine(engine, partition, max_grad_norm)
+
+
+def _deepspeed_config(
+    zero: ZeroConfig,
+    precision: Precision,
+    max_grad_norm: float,
+    micro_batch_rows: int,
+    accumulation_steps: int,
+) -> dict[str, Any]:
+    zero_optimization: dict[str, Any] = {
+        "stage": zero.stage,
+        # Stage 3 otherwise replaces torch.nn.functional.linear for the whole process, for good.
+        "memory_efficient_linear": False,
+        **zero.advanced,
+    }
+    if zero.offload_optimizer:
+        zero_optimization["offload_optimizer"] = {"device": "cpu"}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_rows,
+        "gradient_accumulation_steps": accumulation_steps,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": zero_optimization,
+        # Our optimizer is torch's, with offload too: one optimizer everywhere.
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 62,
+    }
+    if precision == "bf16":
+        config["bf16"] = {"enabled": True}
+    if zero.grad_dtype is not None:
+        config["data_types"] = {"grad_accum_dtype": zero.grad_dtype}
+    return config
+
+
+def import_deepspeed() -> Any:
+    """Import DeepSpeed, quiet, for the device at hand; it takes seconds, so nothing else imports it."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+        os.environ.setdefault(name, default)  # DeepSpeed reads them even for one process
+    import deepspeed
+    import deepspeed.ops
+
+    # On CPU DeepSpeed would compile a shared-memory all-reduce at the first start (a minute), and take
+    # all ranks to be on one machine where LOCAL_SIZE is not set, as under Ray. Gloo does the work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    return deepspeed

@@ -1,0 +1,264 @@
+"""Prunes a DeepSpeed engine's masters while it trains. Usable on any engine, in three lines:
+
+    sparsity = SparsityController(config, engine_partition, prunable=names, optimizer=base_optimizer)
+    if sparsity.is_due(step): sparsity.update_masks(step)        # before the step's batches
+    sparsity.mask_gradients()                                    # after the last backward
+
+An update only computes masks. They are enforced where it costs least and reaches every copy of a weight:
+in the hook that torch runs right after the base optimizer has changed the fp32 masters, before DeepSpeed
+refreshes the low-precision weights from them. Local, no collective, at every stage.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from distributed.collectives import all_reduce_sum
+from distributed.hashing import hex_digest
+from distributed.partition import Fragment, Partition
+from sparsity import schedule
+from sparsity.masks import FragmentMask, sum_modulo_2_64
+from sparsity.schedule import SparsityConfig
+from sparsity.targets import build_scopes
+from sparsity.threshold import Cut, run, select
+
+log = logging.getLogger(__name__)
+
+ReadMask = Callable[[str, int, int], torch.Tensor]  # (name, start, length) -> bool [length]
+
+
+@dataclass
+class SparsityState:
+    """What every rank knows alike about the masks; JSON for the checkpoint."""
+
+    pruned: dict[str, int] = field(default_factory=dict)  # global count by parameter
+    digest: str = hex_digest(0)
+    target: float = 0.0
+    threshold: float = 0.0
+    ties: int = 0
+    churn: float = 0.0  # share of the prunable weights pruned by the last update
+    last_update_step: int = -1
+    pending: bool = False  # computed, and no applied step has enforced it yet
+
+
+class SparsityController:
+    """Masks for the prunable parameters of one engine."""
+
+    def __init__(
+        self,
+        config: SparsityConfig,
+        partition: Partition,
+        *,
+        prunable: Sequence[str],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Attach to `optimizer`, the one given to DeepSpeed, after `deepspeed.initialize`.
+
+        Args:
+            config: schedule and scope.
+            partition: of the same engine.
+            prunable: names of the parameters to prune, as the partition knows them, in a fixed order.
+            optimizer: DeepSpeed's basic optimizer.
+        """
+        self.config = config
+        self.state = SparsityState(pruned=dict.fromkeys(prunable, 0))
+        self._partition = partition
+        self._scopes = build_scopes(config, prunable, partition.numels)
+        self._masks = {
+            f: FragmentMask(f, partition.master(f).device)
+            for f in partition.fragments
+            if f.name in self.state.pruned
+        }
+        self._slots: dict[int, list[FragmentMask]] = {}
+        for f, mask in self._masks.items():
+            self._slots.setdefault(f.slot, []).append(mask)
+        self._update_seconds, self._wire_bytes = 0.0, 0
+        optimizer.register_step_post_hook(self._enforce)
+        if not partition.gradients_reach_norm:
+            log.warning("the clip norm includes pruned weights' gradients with this zero.* setting")
+            optimizer.register_step_pre_hook(self._mask_master_gradients)
+
+    @property
+    def prunable_numel(self) -> int:
+        """Number of prunable weights."""
+        return sum(scope.numel for scope in self._scopes)
+
+    @property
+    def total_numel(self) -> int:
+        """Number of all trained weights."""
+        return sum(self._partition.numels.values())
+
+    @property
+    def pruned_numel(self) -> int:
+        """Number of pruned weights, over all ranks."""
+        return sum(self.state.pruned.values())
+
+    def is_due(self, step: int) -> bool:
+        """Whether `update_masks` is to be called before the batches of `step`; alike on all ranks."""
+        return schedule.is_due(self.config, step)
+
+    def update_masks(self, step: int) -> None:
+        """Collective: prune up to the schedule's target by one exact threshold a scope.
+
+        Pruned weights stay pruned. The masks take effect in the next applied optimizer step.
+
+        Raises:
+            NonFiniteWeights: on all ranks, if a prunable weight is infinite or NaN.
+        """
+        started = time.perf_counter()
+        target = schedule.compute_target(self.config, step)
+        wanted = [
+            max(0, s.pruned_count(target) - sum(self.state.pruned[n] for n in s.names))
+            for s in self._scopes
+        ]
+        self._wire_bytes = 0
+        cuts = run(select(self._populations(), wanted), self._counted_all_reduce)
+        newly = self._prune(cuts)
+        if newly != sum(wanted):
+            raise RuntimeError(f"{newly} weights were pruned instead of {sum(wanted)}")
+        self.state.target = float(target)
+        if newly:
+            self.state.threshold = max(cut.threshold for cut in cuts)
+            self.state.pending = True
+        self.state.ties = sum(cut.ties for cut in cuts)
+        self.state.churn = newly / self.prunable_numel
+        self.state.last_update_step = step
+        self._update_seconds = time.perf_counter() - started
+
+    def mask_gradients(self) -> None:
+        """Zero pruned weights' gradients: out of the clip norm and of Adam's moments. Local.
+
+        Called after the step's last backward and before its update.
+        """
+        masks = list(self._masks.values())
+        gradients = self._partition.gradients([m.fragment for m in masks])
+        for mask, gradient in zip(masks, gradients, strict=bool(gradients)):
+            mask.apply(gradient)
+
+    def after_step(self, applied: bool) -> None:
+        """Say whether the optimizer step was applied: a skipped one leaves new masks pending."""
+        if applied:
+            self.state.pending = False
+
+    def metrics(self) -> dict[str, float | str]:
+        """Figures for the log, alike on all ranks."""
+        state = self.state
+        return {
+            "sparsity/target": state.target,
+            "sparsity/actual": self.pruned_numel / self.prunable_numel,
+            "sparsity/actual_all_weights": self.pruned_numel / self.total_numel,
+            "sparsity/threshold": state.threshold,
+            "sparsity/ties": float(state.ties),
+            "sparsity/churn": state.churn,
+            "sparsity/update_seconds": self._update_seconds,
+            "sparsity/update_bytes": float(self._wire_bytes),
+            "sparsity/digest": state.digest,
+        }
+
+    def densities(self) -> dict[str, float]:
+        """Share of each prunable parameter's weights that is kept."""
+        numels = self._partition.numels
+        return {name: 1 - count / numels[name] for name, count in self.state.pruned.items()}
+
+    def packed_masks(self) -> dict[Fragment, torch.Tensor]:
+        """This rank's owned masks, eight weights a byte, for the checkpoint."""
+        return {f: mask.pack() for f, mask in self._masks.items()}
+
+    def load_masks(self, read: ReadMask, *, expected_digest: str | None) -> None:
+        """Collective: take masks from a checkpoint or an export.
+
+        Raises:
+            RuntimeError: on all ranks, if the digest differs from `expected_digest`.
+        """
+        for f, mask in self._masks.items():
+            mask.load(read(f.name, f.start, f.length))
+        owned = {f: mask.owned_digest() for f, mask in self._masks.items()}
+        self.state.pruned = dict.fromkeys(self.state.pruned, 0)
+        self.state.digest = hex_digest(0)
+        self._count(owned)
+        if expected_digest is not None and self.state.digest != expected_digest:
+            raise RuntimeError(
+                f"the masks' digest is {self.state.digest}, the manifest says {expected_digest}"
+            )
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state (`SparsityState` as a dictionary)."""
+        self.state = SparsityState(**{**state, "pruned": self.state.pruned})
+
+    def find_violation(self) -> str | None:
+        """Collective: the name of a parameter with a pruned weight that is not +0.0, or None.
+
+        Masks that are still pending are not enforced yet: then nothing is checked.
+        """
+        if self.state.pending:
+            return None
+        names = list(self.state.pruned)
+        wrong = torch.zeros(len(names), dtype=torch.int64)
+        for f, mask in self._masks.items():
+            for values in (self._partition.master(f), self._partition.weight(f)):
+                pruned = values[mask.keep == 0]
+                bad = (pruned != 0) | pruned.signbit()
+                wrong[names.index(f.name)] += int(bad.sum())
+        wrong = all_reduce_sum(wrong)
+        return next((name for name, count in zip(names, wrong, strict=True) if count), None)
+
+    def _populations(self) -> list[list[Any]]:
+        by_name: dict[str, list[Any]] = {}
+        for f, mask in self._masks.items():
+            if f.owned_start < f.owned_stop:
+                population = mask.owned_population(self._partition.master(f))
+                by_name.setdefault(f.name, []).append(population)
+        return [[p for name in s.names for p in by_name.get(name, [])] for s in self._scopes]
+
+    def _prune(self, cuts: Sequence[Cut]) -> int:
+        """Collective: apply one cut a scope to the masks; the number newly pruned over all ranks."""
+        before = self.pruned_numel
+        cut_of = {
+            name: cut for s, cut in zip(self._scopes, cuts, strict=True) for name in s.names
+        }
+        self._count(
+            {f: m.prune(self._partition.master(f), cut_of[f.name]) for f, m in self._masks.items()}
+        )
+        return self.pruned_numel - before
+
+    def _count(self, owned: dict[Fragment, tuple[int, int]]) -> None:
+        """Collective: add each fragment's (count, digest) to the global state."""
+        names = list(self.state.pruned)
+        row = {name: i for i, name in enumerate(names)}
+        counts = torch.zeros(len(names) + 1, dtype=torch.int64)
+        for f, (count, _) in owned.items():
+            counts[row[f.name]] += count
+        counts[-1] = sum_modulo_2_64([digest for _, digest in owned.values()])
+        total = self._counted_all_reduce(counts)
+        for name, i in row.items():
+            self.state.pruned[name] += int(total[i])
+        self.state.digest = hex_digest(int(self.state.digest, 16) + int(total[-1]))
+
+    def _counted_all_reduce(self, counts: torch.Tensor) -> torch.Tensor:
+        self._wire_bytes += counts.numel() * counts.element_size()
+        return all_reduce_sum(counts)
+
+    def _enforce(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """After the optimizer changed its current masters: pruned weights back to +0.0."""
+        for slot, master in self._current_masters(optimizer):
+            for mask in self._slots.get(slot, ()):
+                f = mask.fragment
+                mask.apply(master.detach().view(-1).narrow(0, f.offset, f.length))
+
+    def _mask_master_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Before the update, where gradients cannot be reached earlier: out of Adam's moments."""
+        for slot, master in self._current_masters(optimizer):
+            if master.grad is not None:
+                for mask in self._slots.get(slot, ()):
+                    f = mask.fragment
+                    mask.apply(master.grad.view(-1).narrow(0, f.offset, f.length))
+
+    def _current_masters(self, optimizer: torch.optim.Optimizer) -> list[tuple[int, torch.Tensor]]:
+        # DeepSpeed steps one group or sub-group at a time: only what is in param_groups has changed.
+        slot_of = {id(master): slot for slot, master in enumerate(self._partition.masters())}
+        current = [p for group in optimizer.param_groups for p in group["params"]]
+        return [(slot_of[id(p)], p) for p in current if id(p) in slot_of]

@@ -1,0 +1,92 @@
+"""Keep-masks on this rank's fragments: one int8 a weight, -1 keeps it and 0 prunes it.
+
+-1 has all bits set, so a bitwise AND with the weight's integer view keeps it bit for bit or makes it
++0.0, whatever it was (NaN and -0.0 too). On CPU it costs a tenth of `masked_fill_` (measured).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from distributed.hashing import name_hash, position_hash
+from distributed.partition import Fragment
+from sparsity.threshold import CHUNK, Cut, Population
+
+KEEP, PRUNED = -1, 0
+_INTEGER_VIEW = {2: torch.int16, 4: torch.int32}
+
+
+class FragmentMask:
+    """The mask of one fragment; covers the whole fragment, owned or replicated."""
+
+    def __init__(self, fragment: Fragment, device: torch.device) -> None:
+        self.fragment = fragment
+        self.uid = name_hash(fragment.name)
+        self.keep = torch.full((fragment.length,), KEEP, dtype=torch.int8, device=device)
+
+    def owned_population(self, master: torch.Tensor) -> Population:
+        """What this rank counts: its owned part of the fragment's fp32 `master` [length]."""
+        owned = self.fragment.owned
+        return Population(
+            master[owned], self.keep[owned], self.uid, self.fragment.start + owned.start
+        )
+
+    def prune(self, master: torch.Tensor, cut: Cut) -> tuple[int, int]:
+        """Prune the live weights of `master` [length] that `cut` selects.
+
+        Returns how many of them this rank owns, and the sum of their position hashes, modulo 2^64.
+        """
+        whole = Population(master, self.keep, self.uid, self.fragment.start)
+        count, digest, at = 0, 0, 0
+        for bits, live, index in whole.chunks():
+            selected = cut.selects(bits, self.uid, index) & live
+            self.keep[at : at + CHUNK][selected] = PRUNED
+            logical = selected.nonzero().view(-1) + index
+            logical = logical[
+                (logical >= self.fragment.owned_start) & (logical < self.fragment.owned_stop)
+            ]
+            count += logical.numel()
+            digest += int(position_hash(self.uid, logical).sum())
+            at += CHUNK
+        return count, digest
+
+    def owned_digest(self) -> tuple[int, int]:
+        """Number of pruned weights that this rank owns, and the sum of their position hashes."""
+        pruned = (self.keep[self.fragment.owned] == PRUNED).nonzero().view(-1)
+        hashes = position_hash(self.uid, pruned + self.fragment.owned_start)
+        return pruned.numel(), int(hashes.sum())
+
+    def pack(self) -> torch.Tensor:
+        """The owned part as uint8, eight weights a byte, 1 keeps; the last byte is padded with 0."""
+        keep = (self.keep[self.fragment.owned] != PRUNED).cpu().numpy()
+        return torch.from_numpy(np.packbits(keep))
+
+    def load(self, keep: torch.Tensor) -> None:
+        """Take `keep` (bool [length], True keeps)."""
+        self.keep.copy_(torch.where(keep.to(self.keep.device), KEEP, PRUNED))
+
+    def apply(self, values: torch.Tensor) -> None:
+        """Set the pruned positions of `values` [length], weights or gradients, to +0.0, in place."""
+        apply_keep(values, self.keep)
+
+
+def apply_keep(values: torch.Tensor, keep: torch.Tensor) -> None:
+    """In place: +0.0 where `keep` (int8 [n]) is 0, untouched where it is -1."""
+    bits = values.view(_INTEGER_VIEW[values.element_size()])
+    if bits.device.type != "cpu":
+        bits.bitwise_and_(keep)
+        return
+    # An AND of mixed types is slow on CPU: widen the mask into a scratch that stays in cache.
+    scratch = torch.empty(min(CHUNK, bits.numel()), dtype=bits.dtype)
+    for at in range(0, bits.numel(), CHUNK):
+        piece = bits[at : at + CHUNK]
+        wide = scratch[: piece.numel()]
+        wide.copy_(keep[at : at + CHUNK])
+        piece.bitwise_and_(wide)
+
+
+def sum_modulo_2_64(values: Sequence[int]) -> int:
+    """The sum as int64 with wrap-around, as all-reduce adds."""
+    total = sum(values) & ((1 << 64) - 1)
+    return total - (1 << 64) if total >= 1 << 63 else total

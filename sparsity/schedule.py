@@ -1,0 +1,84 @@
+"""When to prune and how much: s(step), the number of weights to prune, and the steps that update.
+
+The cubic schedule is Zhu and Gupta 2017 (arXiv 1710.01878):
+
+    s(t) = s_f + (s_i - s_f) * (1 - (t - t0) / (t1 - t0))^3     for t0 <= t <= t1
+
+and constant outside. After `prune_end_step` the masks no longer change (stabilisation). All arithmetic
+is on integers and fractions, so every rank computes the same count without asking another.
+"""
+
+from fractions import Fraction
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from distributed.config import Config
+
+
+class SparsityConfig(Config):
+    """Which share of the prunable weights is zero, and from which step to which."""
+
+    scope: Literal["global", "per_tensor"] = Field(
+        "global", description="one threshold for all prunable weights, or one for each tensor"
+    )
+    schedule: Literal["cubic", "linear", "one_shot", "frozen"] = Field(
+        "cubic",
+        description="cubic or linear from start to end; one_shot prunes at prune_start_step only; "
+        "frozen keeps the masks of model.init_from",
+    )
+    initial_sparsity: float = Field(0.0, ge=0, lt=1)
+    final_sparsity: float = Field(0.9, ge=0, lt=1)
+    prune_start_step: int = Field(0, ge=0, description="first update; steps count from 0")
+    prune_end_step: int | None = Field(None, ge=0, description="last update (cubic and linear)")
+    prune_interval_steps: int = Field(100, ge=1, description="steps between two updates")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.schedule in ("cubic", "linear"):
+            if self.prune_end_step is None:
+                raise ValueError(f"sparsity.prune_end_step is required for {self.schedule}")
+            if self.prune_end_step < self.prune_start_step:
+                raise ValueError(
+                    f"sparsity.prune_end_step ({self.prune_end_step}) is before "
+                    f"sparsity.prune_start_step ({self.prune_start_step})"
+                )
+        if self.initial_sparsity > self.final_sparsity:
+            raise ValueError(
+                f"sparsity.initial_sparsity ({self.initial_sparsity}) is above "
+                f"sparsity.final_sparsity ({self.final_sparsity}): a pruned weight stays pruned"
+            )
+        return self
+
+    @property
+    def last_update_step(self) -> int | None:
+        """The step of the last update; None when the masks never change."""
+        if self.schedule == "frozen":
+            return None
+        return self.prune_start_step if self.schedule == "one_shot" else self.prune_end_step
+
+
+def is_due(config: SparsityConfig, step: int) -> bool:
+    """Whether the masks are updated before the batches of `step`."""
+    last = config.last_update_step
+    if last is None or not config.prune_start_step <= step <= last:
+        return False
+    return step == last or (step - config.prune_start_step) % config.prune_interval_steps == 0
+
+
+def compute_target(config: SparsityConfig, step: int) -> Fraction:
+    """The sparsity that the schedule asks for at `step`, exactly."""
+    # str() gives the decimal that the user wrote: 0.9 means 9/10, not the nearest binary float.
+    initial, final = Fraction(str(config.initial_sparsity)), Fraction(str(config.final_sparsity))
+    last = config.last_update_step
+    if last is None or step >= last:
+        return final
+    if step < config.prune_start_step or config.schedule == "one_shot":
+        return Fraction(0)
+    remaining = Fraction(last - step, last - config.prune_start_step)
+    return final + (initial - final) * remaining ** (3 if config.schedule == "cubic" else 1)
+
+
+def compute_pruned_count(target: Fraction, numel: int) -> int:
+    """How many of `numel` weights are pruned at sparsity `target`: target * numel, rounded half up."""
+    return (2 * target.numerator * numel + target.denominator) // (2 * target.denominator)
