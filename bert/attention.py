@@ -145,7 +145,7 @@ def packed_attention(
         assert isinstance(output, torch.Tensor)
         return output.view(rows, row_tokens, num_heads, head_dim), None
     _check_block_mask(attention_mask, cu_seq_lens_q, rows=rows, row_tokens=row_tokens)
-    # In bf16, SDPA on a CPU without AMX takes 4 to 6 times as long (measured, torch 2.13).
+    # In bf16, SDPA on a CPU takes 4 to 6 times as long (measured: AVX2, torch 2.13).
     dtype = torch.float32 if query.device.type == "cpu" else query.dtype
     output = scaled_dot_product_attention(
         query.to(dtype),

@@ -111,6 +111,9 @@ def export_model(
             save_keep_masks(keep_masks, digest=digest, path=folder / KEEP_MASK_FILE)
         card = build_model_card(state, keep_masks=keep_masks, digest=digest, report=report)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        for file in folder.glob("*.safetensors"):
+            # safetensors writes files that only their owner may read.
+            shutil.copymode(folder / "README.md", file)
     return True
 
 

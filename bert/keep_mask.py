@@ -34,7 +34,7 @@ def check_keep_masks(
     odd = sorted(keep_masks.keys() ^ {name for name in state if is_prunable(name)})
     if odd:
         raise BadInput(
-            f"{source} must name exactly the prunable weights: {odd[0]} is missing there or too many"
+            f"{source} must name exactly the prunable weights: {odd[0]} is missing or too many"
         )
     for name, keep_mask in keep_masks.items():
         weight = state[name]

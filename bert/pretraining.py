@@ -1,10 +1,25 @@
-"""The training loop: masked language modelling while the masks grow, then with the masks fixed."""
+"""The training loop: masked language modelling while the masks grow, then with the masks fixed.
 
-from typing import Literal, Self
+`train` takes finished objects and returns the final state. It builds nothing and restores nothing: a
+fresh run is a restore from the initial weights (see restoring.py).
+"""
 
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self
+
+import torch
 from pydantic import Field, model_validator
 
+from bert.corpora.batches import RowBatches
+from bert.evaluation import Evaluator
+from bert.metrics import Metrics
+from distributed.collectives import AgreedFlag
 from distributed.config import Config
+from distributed.hashing import position_hash
+from distributed.zero import Engine
+from sparsity.controller import SparsityController
 
 
 class TrainConfig(Config):
@@ -34,3 +49,117 @@ class TrainConfig(Config):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas {self.betas} must lie in [0, 1)")
         return self
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """All that a restart needs beside the weights: steps, data and learning rate follow from `step`."""
+
+    step: int = 0  # finished steps
+    tokens_seen: int = 0  # over all ranks, padding not counted
+    skipped_steps: int = 0  # finished without an update, for a gradient that was not finite
+
+    def after_step(self, *, tokens: int, applied: bool) -> "TrainState":
+        """The state one step later: a skipped step consumes its number and its rows too."""
+        return replace(
+            self,
+            step=self.step + 1,
+            tokens_seen=self.tokens_seen + tokens,
+            skipped_steps=self.skipped_steps + (not applied),
+        )
+
+    def to_dict(self) -> dict[str, int]:
+        """For the checkpoint's manifest."""
+        return asdict(self)
+
+
+def train(
+    config: TrainConfig,
+    state: TrainState,
+    *,
+    seed: int,
+    engine: Engine,
+    batches: RowBatches,
+    sparsity: SparsityController | None,
+    evaluator: Evaluator,
+    metrics: Metrics,
+    save_interval_steps: int,
+    save: Callable[[TrainState], None],
+    report: Callable[[dict[str, Any]], None],
+    stop_requested: Callable[[], bool],
+) -> TrainState:
+    """Collective: train from `state` to config.total_steps or to a stop that all ranks agreed on.
+
+    Args:
+        config: what to do.
+        state: where to start; weights, moments and masks are restored to it.
+        seed: of dropout.
+        engine: holds the weights.
+        batches: this rank's rows of every step.
+        sparsity: None trains dense.
+        evaluator: validates on the steps that it says are due.
+        metrics: this run's log.
+        save_interval_steps: steps between checkpoints.
+        save: writes a checkpoint of the given state.
+        report: tells the launcher, after each save; called equally often on all ranks.
+        stop_requested: whether this rank was asked to stop; any rank's yes stops all, at a step's end.
+    """
+    stop, stopping = AgreedFlag(), False
+    while state.step < config.total_steps and not stopping:
+        step = state.step
+        if sparsity is not None and sparsity.is_due(step):
+            sparsity.update_masks(step)
+        masked_tokens = batches.global_masked_tokens(step)
+        for micro_step, micro_batch in enumerate(batches.micro_batches(step)):
+            if config.hidden_dropout or config.attention_dropout:
+                seed_dropout(seed, step, micro_step, engine.partition.rank)
+            inputs = micro_batch.to(engine.device)
+            loss = engine.forward(**inputs, loss_divisor=masked_tokens)
+            engine.backward(loss)
+            metrics.add("train/mlm_loss", loss.detach())
+        if sparsity is not None:
+            sparsity.mask_gradients()
+        applied = engine.step(compute_learning_rate(config, step))
+        if sparsity is not None:
+            sparsity.after_step(applied)
+        state = state.after_step(tokens=batches.global_tokens(step), applied=applied)
+        metrics.count_step(batches.global_tokens(step))
+        stopping = stop.agreed(stop_requested())
+
+        is_last = stopping or state.step == config.total_steps
+        is_saved = is_last or state.step % save_interval_steps == 0
+        if evaluator.is_due(state.step) or state.step == config.total_steps:
+            metrics.record(evaluator.evaluate(engine))
+        if is_saved or metrics.has_record or state.step % config.log_interval_steps == 0:
+            metrics.record(
+                {
+                    "train/learning_rate": compute_learning_rate(config, step),
+                    "train/grad_norm": engine.grad_norm(),
+                    "train/tokens_seen": state.tokens_seen,
+                    "train/skipped_steps": state.skipped_steps,
+                }
+            )
+            metrics.flush(state.step, sparsity)
+        if is_saved:
+            save(state)
+            report(metrics.latest)
+    return state
+
+
+def compute_learning_rate(config: TrainConfig, step: int) -> float:
+    """The rate of the update that finishes `step`, counted from 0: warm-up, then decay to 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.lr_schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup_steps) / max(1, config.total_steps - config.warmup_steps)
+    factor = 1 - done if config.lr_schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return config.learning_rate * factor
+
+
+def seed_dropout(seed: int, step: int, micro_step: int, rank: int) -> None:
+    """Set torch's generators from where we are, so that a resume needs no saved random state."""
+    key = torch.tensor(0)
+    for part in (seed, step, micro_step, rank):
+        key = position_hash(int(key), torch.tensor(part))
+    torch.manual_seed(int(key) & 0x7FFFFFFFFFFFFFFF)

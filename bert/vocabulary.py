@@ -27,7 +27,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A BERT vocabulary. Two are the same if `sha256` (of the file's bytes) and `lower_case` agree."""
+    """A BERT vocabulary: two are the same if `sha256` (of the file) and `lower_case` agree."""
 
     path: Path
     tokens: tuple[str, ...] = field(repr=False)

@@ -44,8 +44,7 @@ class AgreedFlag:
     One integer is reduced a step and read one step later, so that no step waits for it.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self) -> None:
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
 
     def agreed(self, raised: bool) -> bool:

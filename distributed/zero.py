@@ -44,26 +44,25 @@ class ZeroConfig(Config):
 class Engine:
     """The few verbs that the training loop needs; DeepSpeed's engine is `deepspeed_engine`."""
 
-    def __init__(self, deepspeed_engine: Any, partition: Partition, max_grad_norm: float) -> None:
+    def __init__(self, deepspeed_engine: Any, partition: Partition) -> None:
         self.deepspeed_engine = deepspeed_engine
         self.partition = partition
-        self._max_grad_norm = max_grad_norm
         self._grad_norm: torch.Tensor | float | None = None
         # Only here does DeepSpeed update without looking at the gradients' norm.
         self._checks_finiteness = deepspeed_engine.optimizer is deepspeed_engine.basic_optimizer
 
     @property
-    def module(self) -> torch.nn.Module:
-        """The wrapped module, for evaluation calls: `engine.forward` is for training."""
-        return self.deepspeed_engine  # type: ignore[no-any-return]
+    def device(self) -> torch.device:
+        """Where inputs are expected."""
+        return torch.device(self.deepspeed_engine.device)
 
     def train(self, mode: bool) -> None:
         """Switch dropout on or off."""
         self.deepspeed_engine.train(mode)
 
-    def forward(self, **batch: Any) -> torch.Tensor:
-        """Collective: the module's loss; at stage 3 it gathers weights as it goes."""
-        return self.deepspeed_engine(**batch)  # type: ignore[no-any-return]
+    def forward(self, **batch: Any) -> Any:
+        """Collective: call the module; at stage 3 that gathers weights as it goes."""
+        return self.deepspeed_engine(**batch)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Collective: accumulate gradients of `loss`, this rank's share of the global loss.
@@ -148,8 +147,7 @@ def build_engine(
         optimizer=optimizer,
         config=_deepspeed_config(zero, precision, max_grad_norm, micro_batch_rows, accumulation_steps),
     )
-    partition = Partition(engine, named_parameters)
-    return Engine(engine, partition, max_grad_norm)
+    return Engine(engine, Partition(engine, named_parameters))
 
 
 def _deepspeed_config(

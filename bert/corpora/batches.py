@@ -68,11 +68,18 @@ class MicroBatch:
     masked_positions: torch.Tensor  # int64 [M] places, then 0 up to the capacity
     labels: torch.Tensor  # int64 [M] the ids to predict there, then -100 up to the capacity
 
+    def to(self, device: torch.device) -> dict[str, Any]:
+        """The arguments of the model's forward, with the tensors on `device`."""
+        return {
+            key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+            for key, value in vars(self).items()
+        }
+
 
 class RowBatches:
     """The batches of one rank. Every method is a pure function of its arguments.
 
-    `evaluation`: the batch of every step is the first `global_batch_rows` rows (or all, if there are
+    `evaluation`: the batch of every step is the first `global_batch_rows` rows (all, if there are
     fewer), masks are those of epoch 0, and each chosen position becomes [MASK].
     """
 
@@ -140,11 +147,9 @@ class RowBatches:
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         """This rank's `micro_steps` micro-batches of the step."""
         epochs, rows = (part[self._first : self._end] for part in self._batch(step))
-        for micro_step in range(self.micro_steps):
-            here = slice(
-                micro_step * self.micro_batch_rows, (micro_step + 1) * self.micro_batch_rows
-            )
-            yield self._micro_batch(epochs[here], rows[here])
+        size = self.micro_batch_rows
+        for first in range(0, self.micro_steps * size, size):
+            yield self._micro_batch(epochs[first : first + size], rows[first : first + size])
 
     def _batch(self, step: int) -> tuple[Int64Array, Int64Array]:
         """Epoch and row of each row of the global batch; both `int64 [B]`."""
@@ -191,7 +196,7 @@ class RowBatches:
         """Write a row's segments into `input_ids` [T] and `position_ids` [T]; their lengths."""
         packed = self.rows
         first, end = packed.row_offsets[row : row + 2].tolist()
-        lengths = (packed.segment_length[first:end] + SPECIALS_PER_SEGMENT).tolist()
+        lengths: list[int] = (packed.segment_length[first:end] + SPECIALS_PER_SEGMENT).tolist()
         starts = packed.segment_start[first:end].tolist()
         shards = packed.segment_shard[first:end].tolist()
         at = 0

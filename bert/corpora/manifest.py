@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bert.corpora.readers import Source
 from bert.vocabulary import Vocabulary
 from distributed.errors import BadInput
 
@@ -53,7 +54,7 @@ class VocabularyRecord(_Record):
 class Options(_Record):
     """What decides the content besides the inputs and the vocabulary."""
 
-    source: str
+    source: Source
     validation_fraction: float
     min_characters: int
 
@@ -157,12 +158,10 @@ def save_array(array: npt.NDArray[np.generic], *, directory: Path, name: str) ->
 def load_array(path: Path, *, mapped: bool = True) -> npt.NDArray[np.generic]:
     """An array of a corpus, memory-mapped. Raises BadInput if it is not a readable .npy file."""
     try:
-        array: npt.NDArray[np.generic] = np.load(
-            path, mmap_mode="r" if mapped else None, allow_pickle=False
-        )
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise _prepare_again(path.parent, f"{path} cannot be read ({error})") from None
-    return array
+    return np.asarray(array)  # np.memmap itself is slow to slice
 
 
 def write_synced(path: Path, data: bytes) -> None:

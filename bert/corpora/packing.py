@@ -57,6 +57,11 @@ class PackedRows:
         return float(self.tokens_per_row.sum(dtype=np.int64) / (self.num_rows * self.row_tokens))
 
 
+ARRAY_NAMES = [
+    item.name for item in fields(PackedRows) if item.name not in ("max_seq_len", "row_tokens")
+]
+
+
 def pack_corpus(
     corpus: TokenCorpus,
     *,
@@ -78,12 +83,12 @@ def pack_corpus(
         "seed": seed,
         "min_tail_tokens": MIN_TAIL_TOKENS,
     }
-    names = [item.name for item in fields(PackedRows) if "Array" in str(item.type)]
-    arrays = None if cache_dir is None else load_cached(cache_dir, key=key, names=names)
+    arrays = None if cache_dir is None else load_cached(cache_dir, key=key, names=ARRAY_NAMES)
     if arrays is None:
         rows = _pack(corpus, max_seq_len=max_seq_len, row_tokens=row_tokens, seed=seed)
         if cache_dir is not None:
-            save_cached(cache_dir, key=key, arrays={name: getattr(rows, name) for name in names})
+            arrays = {name: getattr(rows, name) for name in ARRAY_NAMES}
+            save_cached(cache_dir, key=key, arrays=arrays)
         return rows
     return PackedRows(**arrays, max_seq_len=max_seq_len, row_tokens=row_tokens)
 
@@ -150,7 +155,13 @@ def _cut_documents(corpus: TokenCorpus, *, piece_tokens: int) -> _Segments:
         starts.append(start)
         lengths.append(length.astype(np.int32))
         maskable.append((length - special).astype(np.int32))
-    return _Segments(*map(np.concatenate, (shards, starts, lengths, maskable)), dropped)
+    return _Segments(
+        shard=np.concatenate(shards),
+        start=np.concatenate(starts),
+        length=np.concatenate(lengths),
+        maskable=np.concatenate(maskable),
+        dropped=dropped,
+    )
 
 
 def pack_histogram(counts: npt.NDArray[np.integer], *, capacity: int) -> list[Pattern]:

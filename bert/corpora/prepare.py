@@ -4,8 +4,8 @@
 
 Everything streams; see cleaning.py for the one thing in memory that grows with the corpus. Both
 folders are built under a temporary sibling name and renamed when complete, so an error or a crash
-leaves neither. OUTPUT-validation also holds `unigram_counts.npy` (int64 [vocabulary size], how often
-each token occurs in OUTPUT): the unigram predictor that validation losses are compared with.
+leaves neither. OUTPUT-validation also holds `unigram_counts.npy` (int64 [vocabulary size], how
+often each token occurs in OUTPUT): the unigram predictor that validation losses are compared with.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bert.corpora.cleaning import CleanDocument, clean_documents
+from bert.corpora.inputs import Input, list_inputs
 from bert.corpora.manifest import (
     MANIFEST_NAME,
     UNIGRAM_COUNTS_NAME,
@@ -32,7 +33,8 @@ from bert.corpora.manifest import (
     save_manifest,
     vocabulary_record,
 )
-from bert.corpora.readers import Input, Source, list_inputs, read_inputs
+from bert.corpora.progress import PrepareProgress, ProgressMeter
+from bert.corpora.readers import Source, check_source, read_inputs
 from bert.corpora.shards import SHARD_TOKENS, ShardWriter
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.errors import BadInput
@@ -41,15 +43,6 @@ VALIDATION_FRACTION = 0.05
 MIN_CHARACTERS = 100  # shorter documents are mostly headings, redirects and captions
 # Texts tokenised at a time: enough to keep all cores busy, small enough to stay in memory.
 BATCH_CHARACTERS = 4 << 20
-
-
-@dataclass(frozen=True)
-class PrepareProgress:
-    documents: int
-    tokens: int
-    seconds: float
-    finished_input_bytes: int  # of inputs read to their end, as stored
-    input_bytes: int  # of all inputs, as stored; 0 where unknown (hub names)
 
 
 @dataclass(frozen=True)
@@ -84,6 +77,7 @@ def prepare(
             nothing is left for one of the splits.
     """
     started = time.monotonic()
+    check_source(source)
     if not 0 < validation_fraction < 1:
         raise BadInput(f"The validation fraction is {validation_fraction}: give one within (0, 1).")
     output = Path(output)
@@ -107,6 +101,9 @@ def prepare(
     if done is not None:
         return _report(output, *done, already_done=True, started=started)
     with _staging(output) as staging:
+        done = _already_prepared(plan, output)  # again, now that nobody else can be writing it
+        if done is not None:
+            return _report(output, *done, already_done=True, started=started)
         manifests = _write_splits(
             plan,
             files,
@@ -130,7 +127,7 @@ def _validation_of(output: Path) -> Path:
 
 def _already_prepared(plan: Manifest, output: Path) -> tuple[Manifest, Manifest] | None:
     """The manifests of both splits if they are what `plan` asks for, None if neither is there."""
-    found = []
+    found: list[Manifest | None] = []
     for directory in (output, _validation_of(output)):
         if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
             found.append(None)
@@ -210,25 +207,14 @@ def _write_splits(
         min_characters=plan.options.min_characters,
         dropped=dropped,
     )
-    sizes = {item.name: item.size_bytes for item in inputs}
-    finished_bytes, current = 0, None
+    progress = ProgressMeter(inputs, started=started)
     for batch in _batches(documents):
         ids = vocabulary.encode([document.text for document in batch])
         for document, tokens in zip(batch, ids, strict=True):
-            if document.input != current:
-                finished_bytes += sizes.get(current or "", 0)
-                current = document.input
+            progress.add(document, tokens=len(tokens))
             (validation if document.is_validation else train).add(tokens)
         if on_progress is not None:
-            on_progress(
-                PrepareProgress(
-                    train.documents + validation.documents,
-                    train.tokens + validation.tokens,
-                    time.monotonic() - started,
-                    finished_bytes,
-                    sum(sizes.values()),
-                )
-            )
+            on_progress(progress.now())
     for split, writer in (("training", train), ("validation", validation)):
         if writer.tokens == 0:
             raise BadInput(

@@ -10,13 +10,14 @@ PubMed). Within one file the highest version wins, then the last one, and a dele
 for that a file's texts wait in a temporary file (in memory up to 64 MB) and its PMIDs in memory.
 """
 
+import contextlib
 import gzip
 import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml.common import DefusedXmlException
@@ -104,10 +105,8 @@ def _spool_file(
 def read_citations(path: Path) -> Iterator[Citation | Deletion]:
     """Every citation and deletion of one file, in order, in constant memory."""
     try:
-        with open(path, "rb") as raw:
-            is_gzip = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            yield from _parse(gzip.open(raw) if is_gzip else raw, path=path)
+        with open_bytes(path) as stream:
+            yield from _parse(stream, path=path)
     except ParseError as error:
         line, column = error.position
         raise BadInput(
@@ -121,6 +120,19 @@ def read_citations(path: Path) -> Iterator[Citation | Deletion]:
         ) from None
     except (EOFError, OSError, zlib.error) as error:
         raise BadInput(f"{path} cannot be read ({error}): download it again.") from None
+
+
+@contextlib.contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """A file's bytes, decompressed if they are gzip."""
+    with open(path, "rb") as raw:
+        is_gzip = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        if is_gzip:
+            with gzip.open(raw) as unpacked:
+                yield cast(IO[bytes], unpacked)
+        else:
+            yield raw
 
 
 def _parse(stream: IO[bytes], *, path: Path) -> Iterator[Citation | Deletion]:

@@ -15,20 +15,20 @@ JSON lines are read as lines through `datasets` and parsed here: its own JSON lo
 types from the content, and turned a title "2019-01-01" into a datetime (datasets 5.2).
 """
 
-import glob
 import gzip
-import hashlib
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from bert.corpora.pubmed import read_pubmed
+from bert.corpora.inputs import Input, list_inputs
+from bert.corpora.pubmed import open_bytes, read_pubmed
 from distributed.errors import BadInput
 
 Source = Literal["wikipedia", "books", "pubmed", "text"]
@@ -40,7 +40,7 @@ FIELDS: dict[Source, tuple[str, ...]] = {
     "text": ("text",),
 }
 MAX_TEXT_CHARACTERS = 1_000_000
-HUB_PREFIX = "hub:"
+XML_STARTS = (b"<?xml", b"<!DOCTYPE", b"<MedlineCitationSet", b"<PubmedArticleSet")
 ROWS_PER_BATCH = 256
 
 
@@ -50,86 +50,9 @@ class Document:
     input: str  # the input it came from, as in `Input.name`
 
 
-@dataclass(frozen=True)
-class Input:
-    """One file, or one hub data set at a fixed revision."""
-
-    name: str
-    size_bytes: int
-    sha256: str  # of a hub data set: of its name, configuration, split and revision
-    hub: tuple[str, str | None, str, str] | None = None
-
-
 def read_documents(source: Source, paths: Iterable[str | os.PathLike[str]]) -> Iterator[Document]:
     """Every document of `paths`: list_inputs() and read_inputs() in one, without the counts."""
     return read_inputs(source, list_inputs(paths), dropped=Counter())
-
-
-def list_inputs(paths: Iterable[str | os.PathLike[str]]) -> list[Input]:
-    """The inputs that `paths` stand for, each read once for its checksum.
-
-    A path is a file, a folder (all files below it, sorted, without hidden ones and `.md5` files), a
-    glob (sorted) or `hub:NAME[:CONFIG[:SPLIT]]` (split "train" unless given).
-
-    Raises:
-        BadInput: nothing is there, or a hub name cannot be reached.
-    """
-    inputs = []
-    for path in map(os.fspath, paths):
-        if path.startswith(HUB_PREFIX):
-            inputs.append(_hub_input(path))
-        else:
-            inputs.extend(_file_input(file) for file in _files(path))
-    return inputs
-
-
-def _files(path: str) -> list[Path]:
-    if os.path.isfile(path):
-        return [Path(path)]
-    if os.path.isdir(path):
-        below = Path(path)
-        found = [
-            file
-            for file in sorted(below.rglob("*"))
-            if file.is_file()
-            and file.suffix != ".md5"  # NLM puts one beside each XML file
-            and not any(part.startswith(".") for part in file.relative_to(below).parts)
-        ]
-    else:
-        found = [Path(file) for file in sorted(glob.glob(path, recursive=True))]
-        found = [file for file in found if file.is_file()]
-    if not found:
-        raise BadInput(f"There is no input file at {path}: give existing files, folders or globs.")
-    return found
-
-
-def _file_input(path: Path) -> Input:
-    try:
-        with open(path, "rb") as file:
-            return Input(
-                str(path),
-                os.fstat(file.fileno()).st_size,
-                hashlib.file_digest(file, "sha256").hexdigest(),
-            )
-    except OSError as error:
-        raise BadInput(f"The input {path} cannot be read ({error.strerror}).") from None
-
-
-def _hub_input(path: str) -> Input:
-    from huggingface_hub import HfApi  # slow to import, and seldom needed
-
-    name, _, rest = path.removeprefix(HUB_PREFIX).partition(":")
-    config, _, split = rest.partition(":")
-    try:
-        # One short request first: `datasets` would retry for half a minute without a network.
-        revision = HfApi().dataset_info(name, timeout=30).sha
-    except Exception as error:  # a dozen kinds, of three libraries
-        raise BadInput(
-            f"The data set {path} cannot be reached ({type(error).__name__}): check its name and "
-            "the network, or give files that are on this machine."
-        ) from None
-    hub = (name, config or None, split or "train", str(revision))
-    return Input(path, 0, hashlib.sha256(json.dumps(hub).encode()).hexdigest(), hub)
 
 
 def read_inputs(
@@ -140,8 +63,7 @@ def read_inputs(
     Raises:
         BadInput: a file is damaged, not what `source` needs, or a record lacks a field.
     """
-    if source not in get_args(Source):
-        raise BadInput(f"There is no source {source!r}: choose {', '.join(get_args(Source))}.")
+    check_source(source)
     xml_paths = []
     for item in inputs:
         if item.hub is not None:
@@ -166,14 +88,16 @@ def read_inputs(
         yield Document(text, str(path))
 
 
+def check_source(source: str) -> None:
+    if source not in FIELDS:
+        raise BadInput(f"There is no source {source!r}: choose one of {', '.join(FIELDS)}.")
+
+
 def detect_format(path: Path) -> Format:
     """What a file holds, by its first bytes, compressed or not."""
     try:
-        with open(path, "rb") as raw:
-            head = raw.read(1024)
-            if head.startswith(b"\x1f\x8b"):
-                raw.seek(0)
-                head = gzip.open(raw).read(1024)
+        with open_bytes(path) as stream:
+            head = stream.read(1024)
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from None
     if head.startswith(b"PAR1"):
@@ -190,10 +114,7 @@ def detect_format(path: Path) -> Format:
         return "json"
     if start.startswith(b"[") and start[1:].lstrip().startswith(b"{"):
         raise BadInput(f"{path} is one JSON array: write JSON lines, one object a line.")
-    is_xml = start.startswith(
-        (b"<?xml", b"<!DOCTYPE", b"<MedlineCitationSet", b"<PubmedArticleSet")
-    )
-    return "xml" if is_xml else "text"
+    return "xml" if start.startswith(XML_STARTS) else "text"
 
 
 def _json_documents(source: Source, path: Path, *, dropped: Counter[str]) -> Iterator[Document]:
@@ -298,12 +219,11 @@ def _rows(
 
     # Its lock files and scripts go where they are removed again, not below the working directory.
     with tempfile.TemporaryDirectory(prefix="sparsebert-datasets-") as cache:
-        data_files = None
-        if path is not None:
-            # A link, for `datasets` takes a name for a pattern: it finds nothing at "a[1].txt".
-            data_files = [os.path.join(cache, "input")]
-            os.symlink(path.resolve(), data_files[0])
         try:
+            data_files = None
+            if path is not None:
+                data_files = [os.path.join(cache, "input")]
+                _link(path, data_files[0], unpacked=builder == "parquet")
             rows = datasets.load_dataset(
                 builder,
                 config,
@@ -321,6 +241,16 @@ def _rows(
             if path is None or isinstance(error, BadInput):
                 raise
             raise _unreadable(path, error) from None
+
+
+def _link(path: Path, link: str, *, unpacked: bool) -> None:
+    """A plain name for a file: `datasets` takes names for patterns, and misses "a[1].txt"."""
+    with open_bytes(path) as stream:
+        if unpacked and isinstance(stream, gzip.GzipFile):  # Parquet is read from its end
+            with open(link, "wb") as file:
+                shutil.copyfileobj(stream, file)
+        else:
+            os.symlink(path.resolve(), link)
 
 
 def _unreadable(path: Path, error: Exception) -> BadInput:

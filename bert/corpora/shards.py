@@ -31,7 +31,7 @@ from bert.vocabulary import TokenArray, Vocabulary
 from distributed.errors import BadInput
 
 Int64Array = npt.NDArray[np.int64]
-# 64 MiB of uint16: small enough to hold in memory, large enough for few files (170 for 5.5 B tokens).
+# 64 MiB of uint16: small enough to hold in memory, large enough for few files (5.5 B tokens: 170).
 SHARD_TOKENS = 1 << 25
 
 
@@ -143,10 +143,10 @@ def open_corpus(
 
 
 def _open_shard(record: ShardRecord, *, directory: Path, vocabulary: Vocabulary) -> Shard:
-    tokens = load_array(directory / record.token_file.name)
-    offsets = load_array(directory / record.offset_file.name)
+    tokens = cast(TokenArray, load_array(directory / record.token_file.name))
+    offsets = cast(Int64Array, load_array(directory / record.offset_file.name))
     # Not mapped: it may be empty, which cannot be.
-    special = load_array(directory / record.special_file.name, mapped=False)
+    special = cast(Int64Array, load_array(directory / record.special_file.name, mapped=False))
     is_sound = (
         tokens.dtype == vocabulary.token_dtype
         and tokens.shape == (record.tokens,)
@@ -161,4 +161,4 @@ def _open_shard(record: ShardRecord, *, directory: Path, vocabulary: Vocabulary)
             f"{directory / record.token_file.name} and its offsets do not agree with the manifest: "
             f"remove {directory} and run `sparsebert prepare` again."
         )
-    return Shard(cast(TokenArray, tokens), cast(Int64Array, offsets), cast(Int64Array, special))
+    return Shard(tokens, offsets, special)

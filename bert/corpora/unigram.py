@@ -26,8 +26,8 @@ def unigram_loss(
 ) -> float:
     """Mean of -ln p over `labels` (those below 0 are padding), in nats a token.
 
-    p = (count + alpha) / sum(count + alpha), from the counts of the training split. Alpha is the one
-    of `alphas` that is best on these very labels: a favour to the baseline, never to the model.
+    p = (count + alpha) / sum(count + alpha), from the counts of the training split. Alpha is the
+    one of `alphas` that is best on these very labels: a favour to the baseline, not the model.
 
     Raises:
         ValueError: there is no label.

@@ -21,9 +21,9 @@ from bert.model import PretrainingModel
 from distributed.errors import BadInput
 
 ROW_TOKENS = 12
-# fp32 sums in another order; outputs and gradients are of order 1. Seen: 3e-7 and 1e-6.
-FUNCTION_BOUND = 2e-6
-# Two layers and two LayerNorms each on top of it, relative to the largest element. Seen: 2e-6.
+# fp32 sums in another order; outputs and gradients are of order 1. Seen: 1.2e-6.
+FUNCTION_BOUND = 5e-6
+# Two layers and two LayerNorms each on top of it, relative to the largest element. Seen: 1.3e-6.
 MODEL_BOUND = 1e-5
 
 # One row is a composition of ROW_TOKENS: the set of its inner borders.
@@ -70,7 +70,7 @@ def attend_alone(query, key, value, lengths):
     return torch.cat(alone).view(rows, row_tokens, num_heads, head_dim)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rows=rows_of_segments, seed=st.integers(0, 1000))
 def test_equals_attention_on_each_segment_alone(rows: list[list[int]], seed: int) -> None:
     lengths = [length for row in rows for length in row]
@@ -89,7 +89,7 @@ def test_equals_attention_on_each_segment_alone(rows: list[list[int]], seed: int
 
 
 @settings(
-    max_examples=15,
+    max_examples=10,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -133,7 +133,7 @@ def build_plain(model: PretrainingModel) -> BertModel:
 
 
 def assert_close_relative(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    atol = MODEL_BOUND * float(expected.abs().max())
+    atol = MODEL_BOUND * expected.detach().abs().max().item()
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
 

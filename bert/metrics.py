@@ -1,0 +1,168 @@
+"""The run's figures: metrics.jsonl and TensorBoard, one record a log step, written by rank 0.
+
+Losses are summed on the device and reduced over the ranks when a record is written, so that ordinary
+steps never wait for the host.
+"""
+
+import json
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from distributed.collectives import all_reduce_sum
+from distributed.topology import Topology
+from sparsity.controller import SparsityController
+
+# Dense bf16 matrix peak, FLOP/s, from the vendors' data sheets.
+_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+_DENSITIES = "sparsity/densities"
+
+
+@dataclass(frozen=True)
+class MetricsFiles:
+    """Where rank 0 writes."""
+
+    jsonl: Path
+    tensorboard: Path
+
+
+class Metrics:
+    """Collects figures between two records, reduces and writes them."""
+
+    def __init__(
+        self,
+        files: MetricsFiles,
+        *,
+        topology: Topology,
+        start_step: int,
+        flops_per_token: float,
+        config_text: str,
+    ) -> None:
+        """Open the log.
+
+        Args:
+            files: written by rank 0 only; the lines after `start_step` are already cut off.
+            topology: of this process.
+            start_step: finished steps; TensorBoard discards what a dead attempt logged beyond.
+            flops_per_token: forward and backward, for the utilisation figure.
+            config_text: the resolved configuration, shown in TensorBoard.
+        """
+        self.latest: dict[str, Any] = {}
+        self._topology = topology
+        self._flops_per_token = flops_per_token
+        self._sums: dict[str, torch.Tensor] = {}
+        self._record: dict[str, Any] = {}
+        self._steps, self._tokens = 0, 0
+        self._logged_update = -1
+        self._since = time.perf_counter()
+        self._board: SummaryWriter | None = None
+        self._jsonl = files.jsonl
+        if topology.is_first:
+            self._board = SummaryWriter(str(files.tensorboard), purge_step=start_step + 1)
+            self._board.add_text("configuration", f"```yaml\n{config_text}\n```", start_step + 1)
+
+    @property
+    def has_record(self) -> bool:
+        """Whether something waits to be written."""
+        return bool(self._record)
+
+    def add(self, name: str, value: torch.Tensor) -> None:
+        """Add a rank's share of a step's figure (scalar); written as the mean over steps."""
+        value = value.double()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def count_step(self, tokens: int) -> None:
+        """One step of `tokens` tokens, over all ranks, is done."""
+        self._steps += 1
+        self._tokens += tokens
+
+    def record(self, figures: Mapping[str, Any]) -> None:
+        """Add figures that all ranks know alike to the next record."""
+        self._record.update(figures)
+
+    def flush(self, step: int, sparsity: SparsityController | None) -> None:
+        """Collective: write one record for `step` and begin the next."""
+        names = sorted(self._sums)
+        if names and self._steps:
+            sums = all_reduce_sum(torch.stack([self._sums[name] for name in names]))
+            means = (sums / self._steps).tolist()
+            self._record.update(zip(names, means, strict=True))
+        self._record.update(self._throughput())
+        if sparsity is not None:
+            self._record.update(sparsity.metrics())
+            if sparsity.state.last_update_step != self._logged_update:
+                self._logged_update = sparsity.state.last_update_step
+                self._record[_DENSITIES] = sparsity.densities()
+        self.latest = {"step": step, **self._record}
+        if self._board is not None:
+            with open(self._jsonl, "a") as out:
+                out.write(json.dumps(self.latest) + "\n")
+            self._write_board(self._board, step)
+        self._sums, self._record = {}, {}
+        self._steps, self._tokens, self._since = 0, 0, time.perf_counter()
+
+    def close(self) -> None:
+        """Flush TensorBoard's files."""
+        if self._board is not None:
+            self._board.close()
+
+    def _throughput(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self._since
+        figures = {"memory/peak_gib": _peak_memory_bytes() / 2**30}
+        if self._steps:
+            per_second = self._tokens / seconds
+            figures["throughput/tokens_per_second"] = per_second
+            figures["throughput/step_seconds"] = seconds / self._steps
+            if (peak := _peak_flops()) is not None:
+                achieved = per_second * self._flops_per_token / self._topology.world_size
+                figures["throughput/model_flops_utilisation"] = achieved / peak
+        return figures
+
+    def _write_board(self, board: SummaryWriter, step: int) -> None:
+        for name, value in self.latest.items():
+            if isinstance(value, int | float) and name != "step":
+                board.add_scalar(name, value, step)
+        densities = self.latest.get(_DENSITIES)
+        if densities:
+            for name, density in densities.items():
+                board.add_scalar(f"density/{name}", density, step)
+            image = render_densities(list(densities.values()))
+            board.add_image("sparsity/density_by_layer", image, step, dataformats="HWC")
+            digest = f"{self.latest['sparsity/digest']} at sparsity {self.latest['sparsity/actual']:.4f}"
+            board.add_text("mask digest", digest, step)
+        board.flush()
+
+
+def render_densities(
+    densities: list[float], *, per_layer: int = 6, cell: int = 24
+) -> npt.NDArray[np.uint8]:
+    """A heat map, uint8 [height, width, 3]: one row a layer, one column a matrix of it.
+
+    White keeps all weights of the matrix, dark blue none.
+    """
+    columns = per_layer if len(densities) % per_layer == 0 else len(densities)
+    grid = np.array(densities).reshape(-1, columns)
+    dark, light = np.array([8, 29, 88]), np.array([255, 255, 255])
+    colours = dark + grid[..., None] * (light - dark)
+    return colours.round().astype(np.uint8).repeat(cell, axis=0).repeat(cell, axis=1)
+
+
+def _peak_memory_bytes() -> float:
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def _peak_flops() -> float | None:
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for chip, peak in _PEAK_FLOPS.items() if chip in name), None)

@@ -1,0 +1,179 @@
+"""Every start is a restore: fresh weights, another model's weights, or this run's own checkpoint.
+
+    1. choose a Start                    what to read weights, moments and masks from
+    2. fill_module                       before the engine is built: DeepSpeed casts these weights
+    3. restore_engine                    after: fp32 values into the masters, moments, masks
+
+Without the third step bf16 training would start from weights that are already rounded.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bert.export import load_export
+from bert.model import ModelConfig, is_prunable, named_weights
+from bert.pretraining import TrainState
+from distributed.checkpoint import MANIFEST, MASK, MASTER, Checkpoint
+from distributed.errors import BadInput
+from distributed.partition import ReadRange
+from distributed.zero import Engine
+from sparsity.controller import SparsityController
+
+log = logging.getLogger(__name__)
+
+_DIMENSIONS = (
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from. The readers take (name, start, length) of a flattened parameter."""
+
+    weights: ReadRange
+    origin: str  # for the log
+    masks: Callable[[str, int, int], torch.Tensor] | None = None
+    digest: str | None = None
+    moments: Mapping[str, ReadRange] = field(default_factory=dict)
+    optimizer_steps: int = 0
+    state: TrainState = field(default_factory=TrainState)
+    sparsity_state: Mapping[str, Any] | None = None
+
+
+def fresh_start(module: nn.Module) -> Start:
+    """The weights that `module` was built with."""
+    weights = {name: p.detach().float().clone().view(-1) for name, p in named_weights(module)}
+    return Start(_slices(weights), "new weights")
+
+
+def resume_start(checkpoint: Checkpoint) -> Start:
+    """Everything: the run goes on as if it had not stopped."""
+    has_masks = MASK in checkpoint.kinds
+    sparsity = checkpoint.state.get("sparsity")
+    return Start(
+        checkpoint.reader(MASTER),
+        f"checkpoint {checkpoint.path}",
+        masks=checkpoint.reader(MASK) if has_masks else None,
+        digest=sparsity["digest"] if sparsity else None,
+        moments={
+            kind: checkpoint.reader(kind)
+            for kind in checkpoint.kinds
+            if kind not in (MASTER, MASK)
+        },
+        optimizer_steps=checkpoint.optimizer_steps,
+        state=TrainState(**checkpoint.state["train"]),
+        sparsity_state=sparsity,
+    )
+
+
+def transfer_start(source: Path, module: nn.Module, config: ModelConfig, *, frozen: bool) -> Start:
+    """Weights and masks of another model; optimizer, schedule and data start anew.
+
+    Args:
+        source: a checkpoint or a Hugging Face folder.
+        module: gives weights that a Hugging Face folder without a language modelling head lacks.
+        config: the dimensions that `source` must have.
+        frozen: masks are required: where the source has none, its zeros are the mask.
+
+    Raises:
+        BadInput: the dimensions differ, or a prunable weight is missing.
+    """
+    weights, masks, digest = _read_source(source, config)
+    own = {name: p.detach().float().clone().view(-1) for name, p in named_weights(module)}
+    missing = [name for name in own if name not in weights]
+    if any(is_prunable(name) for name in missing):
+        raise BadInput(f"model.init_from: {source} has no {missing[0]}")
+    for name in missing:
+        log.warning("%s has no %s: it starts from new weights", source, name)
+        weights[name] = own[name]
+    for name, value in own.items():
+        if weights[name].numel() != value.numel():
+            raise BadInput(
+                f"model.init_from: {name} has {weights[name].numel()} weights in {source} and "
+                f"{value.numel()} with these model.* settings"
+            )
+    if masks is None and frozen:
+        log.warning("%s has no mask file: its zeros are taken as the mask", source)
+        masks = {name: weights[name] != 0 for name in own if is_prunable(name)}
+    for name, keep in (masks or {}).items():
+        weights[name] = torch.where(keep, weights[name], 0.0)
+    return Start(
+        _slices(weights),
+        f"model {source}",
+        masks=_slices(masks) if masks is not None else None,
+        digest=digest,
+    )
+
+
+def check_source(source: Path, config: ModelConfig) -> None:
+    """Raise BadInput unless `source` can start a model of these dimensions. Cheap but for reading."""
+    if (source / MANIFEST).exists():
+        _check_dimensions(source, Checkpoint(source).state, config)
+    else:
+        load_export(source, model_config=config)
+
+
+def fill_module(module: nn.Module, start: Start) -> None:
+    """Set the plain module's weights, before the engine is built."""
+    with torch.no_grad():
+        for name, parameter in named_weights(module):
+            flat = start.weights(name, 0, parameter.numel())
+            parameter.copy_(flat.view(parameter.shape))
+
+
+def restore_engine(engine: Engine, start: Start, sparsity: SparsityController | None) -> None:
+    """Collective: exact fp32 masters, moments and masks, and the check that all copies agree."""
+    engine.partition.write_masters(start.weights)
+    engine.partition.write_moments(start.moments, start.optimizer_steps)
+    if sparsity is not None and start.masks is not None:
+        sparsity.load_masks(start.masks, expected_digest=start.digest)
+        if start.sparsity_state is not None:
+            sparsity.load_state(dict(start.sparsity_state))
+    engine.partition.check()
+
+
+def _read_source(
+    source: Path, config: ModelConfig
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None, str | None]:
+    """Flattened weights, keep-masks if there are any, and their digest."""
+    if not (source / MANIFEST).exists():
+        export = load_export(source, model_config=config)
+        weights = {name: value.flatten() for name, value in export.state.items()}
+        if export.keep_masks is None:
+            return weights, None, None
+        masks = {name: keep.flatten() for name, keep in export.keep_masks.items()}
+        return weights, masks, export.digest
+    checkpoint = Checkpoint(source)
+    _check_dimensions(source, checkpoint.state, config)
+    read = checkpoint.reader(MASTER)
+    weights = {name: read(name, 0, numel) for name, numel in checkpoint.numels.items()}
+    if MASK not in checkpoint.kinds:
+        return weights, None, None
+    read_mask = checkpoint.reader(MASK)
+    names = [name for name in checkpoint.numels if is_prunable(name)]
+    masks = {name: read_mask(name, 0, checkpoint.numels[name]) for name in names}
+    return weights, masks, checkpoint.state["sparsity"]["digest"]
+
+
+def _check_dimensions(source: Path, state: Mapping[str, Any], config: ModelConfig) -> None:
+    theirs = state["config"]["model"]
+    for name in _DIMENSIONS:
+        if theirs[name] != getattr(config, name):
+            raise BadInput(
+                f"model.init_from: {source} has {name} {theirs[name]}, but model.{name} is "
+                f"{getattr(config, name)}"
+            )
+
+
+def _slices(tensors: Mapping[str, torch.Tensor]) -> ReadRange:
+    return lambda name, start, length: tensors[name][start : start + length]

@@ -1,0 +1,258 @@
+"""The command line: `sparsebert COMMAND`, also `python -m launch COMMAND`.
+
+Exit codes: 0 done, 2 bad input (one sentence on stderr says what to change), 130 interrupted, 1
+anything else, with its traceback. What a command needs is imported inside it: torch alone takes
+seconds, and --help must not.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from launch.packages import find_foreign_package
+
+if TYPE_CHECKING:
+    from bert.corpora.progress import PrepareProgress
+
+app = typer.Typer(
+    name="sparsebert",
+    help="Pretrain BERT on Ray and DeepSpeed ZeRO while exact global magnitude pruning makes it "
+    "sparse.",
+    epilog="First run: make demo. One command's help: sparsebert pretrain --help.",
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain text: in Rich's markup [field=value ...] would vanish from the help.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps the commands' names even while there is only one."""
+
+
+@app.command()
+def prepare(
+    source: Annotated[
+        Literal["wikipedia", "books", "pubmed", "text"],
+        typer.Option(help="What the inputs are; it decides which fields are read."),
+    ],
+    inputs: Annotated[
+        list[str],
+        typer.Option(
+            "--input",
+            metavar="PATH...",
+            help="Files, folders or Hugging Face datasets: JSON lines, plain text, Parquet, PubMed "
+            "XML, gzip or not, told apart by content.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Folder to write; OUTPUT-validation appears beside it.")
+    ],
+    vocab: Annotated[Path, typer.Option(help="WordPiece vocabulary, one token a line.")],
+    more_inputs: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Share of the documents held out for validation, within (0, 1).")
+    ] = 0.05,
+    min_characters: Annotated[
+        int, typer.Option(min=0, help="Shorter documents are dropped.")
+    ] = 100,
+    as_json: AsJson = False,
+) -> None:
+    r"""Turn text into token shards for training and validation.
+
+    Reads documents, cleans and de-duplicates them, splits off a validation set, and writes token
+    ids that training maps into memory. Run again, it says what is already there. `pretrain` reads
+    the result through data.shards and evaluation.sets.
+
+    \b
+    Example:
+      sparsebert prepare --source pubmed --input pubmed/*.xml.gz \
+        --output data/pubmed --vocab samples/vocab.txt
+    """
+    from bert.corpora.prepare import prepare as prepare_corpus
+    from launch.progress import StatusLine, format_seconds, make_console
+
+    with StatusLine("prepare", total=None, console=make_console(stderr=as_json)) as line:
+
+        def show(progress: "PrepareProgress") -> None:
+            figures = f"{progress.documents:,} documents  {progress.tokens:,} tokens"
+            if progress.seconds > 0:
+                figures += f"  {progress.tokens / progress.seconds:,.0f} tok/s"
+            share = 0.0
+            if progress.input_bytes and progress.read_input_bytes:
+                share = progress.read_input_bytes / progress.input_bytes
+                left = progress.seconds / share * (1 - share)
+                figures += f"  {share:.0%} of input  left {format_seconds(left)}"
+            line.show(figures, done=share, total=1.0 if progress.input_bytes else None)
+
+        report = prepare_corpus(
+            source,
+            [*inputs, *(more_inputs or [])],
+            output,
+            vocab,
+            validation_fraction=validation_fraction,
+            min_characters=min_characters,
+            on_progress=show,
+        )
+    if as_json:
+        return _print_json(dataclasses.asdict(report))
+    done = "is there already" if report.already_done else f"took {report.seconds:.1f} s"
+    typer.echo(
+        f"{report.output}: {report.documents:,} documents, {report.tokens:,} tokens\n"
+        f"{report.validation_output}: {report.validation_documents:,} documents, "
+        f"{report.validation_tokens:,} tokens\n"
+        f"dropped: {', '.join(f'{n:,} {why}' for why, n in report.dropped.items()) or 'nothing'}; "
+        f"{done}"
+    )
+
+
+def _print_schema(wanted: bool) -> None:
+    if wanted:
+        from launch.configuration import PretrainConfig
+
+        _print_json(PretrainConfig.model_json_schema())
+        raise typer.Exit
+
+
+@app.command()
+def pretrain(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="field=value ...", help="Fields to set over the file's."),
+    ] = None,
+    local: Annotated[
+        bool,
+        typer.Option(
+            "--local", help="Train in this process, without Ray; under torchrun, in each of its."
+        ),
+    ] = False,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema",
+            is_eager=True,
+            callback=_print_schema,
+            help="Print the configuration's JSON schema, for editors, and exit.",
+        ),
+    ] = False,
+) -> None:
+    r"""Pretrain a model, pruning it on the way if the configuration has a sparsity section.
+
+    Reads all sections of CONFIG (name, seed, model, data, train, evaluation, zero, sparsity,
+    checkpoint, launch); field=value sets one of them, with its dotted name and a YAML value. Writes
+    the run folder launch.runs_dir/name. The same command continues a run that was stopped, from its
+    newest checkpoint.
+
+    \b
+    Examples:
+      sparsebert pretrain configs/demo_general.yaml
+      sparsebert pretrain configs/demo_general.yaml zero.stage=3 launch.num_workers=3
+      torchrun --nproc-per-node 2 -m launch pretrain configs/demo_general.yaml --local
+    """
+    from launch.configuration import load_config, resolve_paths
+
+    resolved = resolve_paths(load_config(config, overrides or []))
+
+    from launch.driver import pretrain as run_pretraining
+
+    raise typer.Exit(run_pretraining(resolved, local=local))
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")], as_json: AsJson = False
+) -> None:
+    r"""Show what a run or a checkpoint holds, recomputed from its files.
+
+    Step, configuration, world size and ZeRO stage it was written with, sparsity over prunable and
+    over all weights and by layer, mask digest, validation losses, sizes; for a run also which
+    checkpoints are good. Needs no GPU. Reads manifest.json, the rank files and metrics.jsonl. If
+    the masks contradict the manifest or a pruned weight is not zero, it says so and exits with 1.
+
+    \b
+    Examples:
+      sparsebert inspect runs/demo-general
+      sparsebert inspect runs/demo-general/checkpoints/step-00000050 --json
+    """
+    from launch.inspect import describe, render
+    from launch.progress import make_console
+
+    report = describe(path)
+    if as_json:
+        _print_json(report)
+    else:
+        make_console().print(render(report))
+    if report["problems"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
+    output: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="A folder to create.")],
+    vocab: Annotated[
+        Path | None, typer.Option(help="The vocabulary, if model.vocab has moved since training.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    r"""Write a run's newest good checkpoint, or a given one, as a Hugging Face folder.
+
+    OUT_DIR loads with AutoModelForMaskedLM and needs no code of ours. It holds the configuration,
+    the tokenizer, fp32 weights, keep_mask.safetensors with the masks, and a model card with the
+    sparsity report. Reads the model section that the checkpoint was trained with.
+
+    \b
+    Example:
+      sparsebert export runs/demo-pubmed exports/sparse-bio-bert
+    """
+    from launch.exporting import export_checkpoint
+
+    report = export_checkpoint(path, output, vocab=vocab)
+    if as_json:
+        return _print_json(dataclasses.asdict(report))
+    verb = "is there already, from" if report.already_done else "written from"
+    sparsity = (
+        f"{report.over_prunable:.4%} of the prunable weights and {report.over_all:.4%} of all are "
+        f"pruned, mask digest {report.digest}"
+        if report.over_prunable is not None
+        else "dense"
+    )
+    typer.echo(
+        f"{report.output} {verb} {report.checkpoint}: {report.parameters:,} weights, {sparsity}"
+    )
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, default=str))
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    foreign = find_foreign_package()
+    if foreign is not None:
+        _fail(foreign)
+    from distributed.errors import BadInput
+
+    try:
+        app()  # leaves with 2 after a usage error and with 130 after an interrupt
+    except BadInput as error:
+        _fail(str(error))
+
+
+def _fail(sentence: str) -> None:
+    # One line, whatever a message that was passed on has in it.
+    print("error:", " ".join(sentence.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""YAML file < dotted overrides -> a validated configuration, or one sentence on what to change.
+
+    configs/demo.yaml --read_yaml--> nested dict --apply_overrides--> the same --validate--> model
+
+Knows no particular configuration: the root model is an argument.
+"""
+
+import difflib
+import json
+import re
+import typing
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from distributed.errors import BadInput
+
+Root = TypeVar("Root", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """safe_load that reads 5e-4 as a number, as YAML 1.2 does, and refuses a repeated key."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
+    list("-+.0123456789"),
+)
+
+
+def load(path: Path, overrides: Sequence[str], root: type[Root]) -> Root:
+    """Read `path`, put `overrides` over it, validate against `root`."""
+    data = read_yaml(path)
+    overridden = apply_overrides(data, overrides)
+    return validate(root, data, path=path, overridden=overridden)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(_missing_file(path)) from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{path} is not UTF-8 text: give a YAML configuration") from None
+    except OSError as error:
+        raise BadInput(
+            f"{path} cannot be read ({error.strerror}): give a YAML configuration file"
+        ) from None
+    data = _parse(text, source=str(path))
+    if not isinstance(data, dict):
+        raise BadInput(f"{path} holds no fields: it must be a YAML mapping such as `name: demo`")
+    return data
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> set[str]:
+    """Set `a.b=value` for each override, in `data`; the dotted fields that were set."""
+    overridden = set()
+    for override in overrides:
+        field, equals, text = override.partition("=")
+        if not equals or not all(field.split(".")):
+            raise BadInput(
+                f"{override!r} is not of the form field=value, for example train.total_steps=500"
+            )
+        *sections, key = field.split(".")
+        inner = data
+        for depth, section in enumerate(sections, start=1):
+            if inner.get(section) is None:
+                inner[section] = {}  # a section that was left out or null
+            inner = inner[section]
+            if not isinstance(inner, dict):
+                owner = ".".join(sections[:depth])
+                raise BadInput(
+                    f"{field} cannot be set on the command line because {owner} is "
+                    f"{_show(inner)}, not a section: set {owner} as a whole"
+                )
+        inner[key] = _parse(text, source=f"{field} on the command line")
+        overridden.add(field)
+    return overridden
+
+
+def validate(
+    root: type[Root], data: Mapping[str, Any], *, path: Path, overridden: Collection[str] = ()
+) -> Root:
+    """`data` as a `root`; `overridden` are the fields that do not come from the file `path`."""
+    try:
+        return root.model_validate(data)
+    except ValidationError as error:
+        problems = _group(error.errors(include_url=False), data)
+    # An unknown key first: it is usually the reason for what else is missing.
+    first = min(problems, key=lambda field: problems[field][0]["type"] != "extra_forbidden")
+    sentence = _explain(
+        first, problems[first], fields=list_fields(root), path=path, overridden=overridden
+    )
+    more = len(problems) - 1
+    if more:
+        sentence += f" (and {more} more problem{'s' if more > 1 else ''})"
+    raise BadInput(sentence)
+
+
+def list_fields(root: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Every field and section of a configuration by its dotted name."""
+    fields = {}
+    for name, info in root.model_fields.items():
+        fields[prefix + name] = info
+        for section in _models_in(info.annotation):
+            fields |= list_fields(section, f"{prefix}{name}.")
+    return fields
+
+
+def find_nearest(field: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that `field` was probably meant to be; None if none resembles it."""
+
+    def similarity(candidate: str) -> float:
+        whole = difflib.SequenceMatcher(a=field, b=candidate).ratio()
+        # The right field in the wrong section, or in none.
+        last = difflib.SequenceMatcher(a=field.split(".")[-1], b=candidate.split(".")[-1]).ratio()
+        return max(whole, last - 0.05)
+
+    best = max(candidates, key=similarity, default=None)
+    return best if best is not None and similarity(best) >= 0.6 else None
+
+
+def _parse(text: str, *, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise BadInput(f"{source} is not valid YAML{where}: {problem}") from None
+    except ValueError as error:  # a date such as 2024-02-31
+        raise BadInput(f"{source} is not valid YAML: {error}") from None
+
+
+def _missing_file(path: Path) -> str:
+    folders = (path.parent, Path("configs"))
+    known = {str(found) for folder in folders for found in folder.glob("*.y*ml")}
+    by_stem = {Path(name).stem: name for name in sorted(known)}
+    close = difflib.get_close_matches(path.stem, by_stem, n=1, cutoff=0.0)
+    hint = f"did you mean {by_stem[close[0]]}?" if close else "give a YAML configuration file"
+    return f"{path} does not exist: {hint}"
+
+
+def _group(errors: Sequence[ErrorDetails], data: Any) -> dict[str, list[ErrorDetails]]:
+    """Errors by dotted field; the members of a union complain about the same field."""
+    grouped: dict[str, list[ErrorDetails]] = {}
+    for error in errors:
+        grouped.setdefault(_dotted(error, data), []).append(error)
+    return grouped
+
+
+def _dotted(error: ErrorDetails, data: Any) -> str:
+    """The field's name as the user writes it: pydantic's location less the types of unions."""
+    parts: list[str] = []
+    for part in error["loc"]:
+        in_list = isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if in_list or (isinstance(data, Mapping) and part in data):
+            data = data[part]
+        elif error["type"] != "missing":
+            break
+        parts.append(str(part))
+    return ".".join(parts)
+
+
+def _explain(
+    field: str,
+    errors: Sequence[ErrorDetails],
+    *,
+    fields: Mapping[str, FieldInfo],
+    path: Path,
+    overridden: Collection[str],
+) -> str:
+    error = errors[0]
+    from_command_line = any(field == o or field.startswith(f"{o}.") for o in overridden)
+    where = "on the command line" if from_command_line else f"in {path}"
+    if error["type"] == "extra_forbidden":
+        return f"{field} {where} is not a known field: {_suggest(field, fields)}"
+    if error["type"] == "missing":
+        description = fields[field].description if field in fields else None
+        return f"{path} lacks {field}: add it" + (f" ({description})" if description else "")
+    if error["type"] == "value_error":  # written by us, in a validator: names its fields
+        return f"{path}: {error['msg'].removeprefix('Value error, ')}"
+    if error["type"] == "invalid_key":
+        return f"{field} {where} is not a field's name: {_suggest(field, fields)}"
+    rules = [_rule(each) for each in errors]
+    allowed = " or ".join([rules[0], *(r.removeprefix("must be ") for r in rules[1:])])
+    return f"{field} {where} is {_show(error['input'])}: it {allowed}"
+
+
+def _suggest(field: str, fields: Mapping[str, FieldInfo]) -> str:
+    nearest = find_nearest(field, fields)
+    if nearest is not None:
+        return f"did you mean {nearest}?"
+    section = field.rpartition(".")[0]
+    there = [name for name in fields if name.rpartition(".")[0] == section]
+    return f"choose one of {', '.join(there)}"
+
+
+def _rule(error: ErrorDetails) -> str:
+    """What is allowed, from pydantic's words: `must be at least 1`."""
+    if error["type"] in ("model_type", "dict_type"):
+        return "must be a section with fields of its own"
+    message = re.split(r", (?:unable|got|not)\b| after validation", error["msg"])[0]
+    message = message.replace("greater than or equal to", "at least").replace("a valid ", "a ")
+    message = message.replace("less than or equal to", "at most").replace("a boolean", "true/false")
+    found = re.match(r"(?:\w+ )+?should (.*)", message)
+    return f"must {found[1]}" if found else f"is refused ({message})"
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Models that `annotation` is or, as in `Section | None`, may be."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (dict, list, tuple):
+        return []
+    return [model for part in typing.get_args(annotation) for model in _models_in(part)]

@@ -1,0 +1,287 @@
+"""What is in a checkpoint, recomputed from its files: no process group, no GPU, no training code.
+
+The manifest says what the run believed; sparsity, digest and zeros here come from the stored masks
+and masters, and any disagreement between the two is reported as a problem.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from distributed.checkpoint import (
+    MANIFEST,
+    MASK,
+    MASTER,
+    BadCheckpoint,
+    Checkpoint,
+    list_steps,
+    step_folder,
+)
+from distributed.errors import BadInput
+from distributed.hashing import hex_digest, name_hash, position_hash
+from launch.progress import validation_losses
+from launch.run_folder import RunFolder, is_run, read_metrics
+
+_LAYER_WEIGHT = re.compile(r"encoder\.layer\.(\d+)\.(.+)\.weight")
+_SHORT = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "attention output",
+    "intermediate.dense": "intermediate",
+    "output.dense": "output",
+}
+
+
+@dataclass(frozen=True)
+class MaskCount:
+    """One prunable parameter, counted in the mask and master files."""
+
+    numel: int
+    pruned: int
+    sparsity: float
+    zeros: int  # of the master: at least the pruned ones, once the mask is enforced
+    pruned_not_zero: int
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Everything worth knowing about a run (its newest good checkpoint) or a checkpoint; JSON.
+
+    Raises:
+        BadInput: `path` is neither, or has no good checkpoint.
+    """
+    checkpoints = None
+    if is_run(path):
+        checkpoints, checkpoint = _list_checkpoints(RunFolder(path))
+    elif (path / MANIFEST).is_file():
+        checkpoint = Checkpoint(path)
+    else:
+        what = f"has no checkpoints and no {MANIFEST}" if path.exists() else "does not exist"
+        raise BadInput(f"{path} {what}: give a run folder or a checkpoint folder")
+    report = _describe_checkpoint(checkpoint, checkpoint.path.absolute().parent.parent)
+    if checkpoints is not None:
+        report = {**report, "kind": "run", "path": str(path), "checkpoints": checkpoints}
+    return report
+
+
+def count_masks(checkpoint: Checkpoint) -> tuple[dict[str, MaskCount], str | None]:
+    """Counts by parameter and the digest, from the mask files; no digest without masks."""
+    if MASK not in checkpoint.kinds:
+        return {}, None
+    read_mask, read_master = checkpoint.reader(MASK), checkpoint.reader(MASTER)
+    counts, digest = {}, 0
+    for name, numel in checkpoint.numels.items():
+        try:
+            keep = read_mask(name, 0, numel)
+        except KeyError:  # not prunable
+            continue
+        zero = read_master(name, 0, numel) == 0
+        index = (~keep).nonzero().view(-1)
+        digest += int(position_hash(name_hash(name), index).sum())
+        counts[name] = MaskCount(
+            numel=numel,
+            pruned=index.numel(),
+            sparsity=index.numel() / numel,
+            zeros=int(zero.sum()),
+            pruned_not_zero=int((~zero[index]).sum()),
+        )
+    return counts, hex_digest(digest)
+
+
+def find_problems(
+    state: Mapping[str, Any], counts: Mapping[str, MaskCount], digest: str | None
+) -> list[str]:
+    """Where the manifest and the files disagree, and pruned weights that are not zero."""
+    believed = state.get("sparsity") or {}
+    problems = []
+    if believed.get("digest", digest) != digest:
+        problems.append(
+            f"the manifest's mask digest is {believed['digest']}, that of the mask files {digest}"
+        )
+    for name, pruned in believed.get("pruned", {}).items():
+        found = counts[name].pruned if name in counts else 0
+        if pruned != found:
+            problems.append(f"{name} has {found} pruned weights, the manifest says {pruned}")
+    if not believed.get("pending"):
+        problems += [
+            f"{count.pruned_not_zero} pruned weights of {name} are not zero"
+            for name, count in counts.items()
+            if count.pruned_not_zero
+        ]
+    return problems
+
+
+def validation_at(run: Path, state: Mapping[str, Any], step: int) -> dict[str, float]:
+    """The last validation losses up to `step`, from the run's metrics file, else the manifest's."""
+    losses = validation_losses(state.get("metrics") or {})
+    for record in read_metrics(RunFolder(run).metrics_file):
+        if record.get("step", 0) <= step:
+            losses = validation_losses(record) or losses
+    return losses
+
+
+def _list_checkpoints(run: RunFolder) -> tuple[list[dict[str, Any]], Checkpoint]:
+    """Every checkpoint of a run, good or not, oldest first, and the newest good one."""
+    newest, entries = None, []
+    for step in list_steps(run.checkpoints):
+        folder = step_folder(run.checkpoints, step)
+        entry: dict[str, Any] = {"step": step, "path": str(folder), "bytes": _bytes(folder)}
+        try:
+            newest = Checkpoint(folder)
+        except BadCheckpoint as error:
+            entry |= {"good": False, "reason": str(error)}
+        else:
+            entry |= {"good": True, "reason": None}
+        entries.append(entry)
+    if newest is not None:
+        return entries, newest
+    reason = f"no good checkpoint ({entries[-1]['reason']})" if entries else "no checkpoint yet"
+    raise BadInput(f"the run {run.path} has {reason}: let it train further or choose another")
+
+
+def _describe_checkpoint(checkpoint: Checkpoint, run: Path) -> dict[str, Any]:
+    state = checkpoint.state
+    config = state.get("config") or {}
+    train = state.get("train") or {}
+    counts, digest = count_masks(checkpoint)
+    return {
+        "kind": "checkpoint",
+        "path": str(checkpoint.path),
+        "checkpoint": str(checkpoint.path),
+        "name": config.get("name", run.name),
+        "step": checkpoint.step,
+        "total_steps": (config.get("train") or {}).get("total_steps"),
+        "optimizer_steps": checkpoint.optimizer_steps,
+        "tokens_seen": train.get("tokens_seen"),
+        "skipped_steps": train.get("skipped_steps"),
+        "world_size": checkpoint.manifest.get("world_size"),
+        "zero_stage": state.get("zero_stage", (config.get("zero") or {}).get("stage")),
+        "precision": (config.get("train") or {}).get("precision"),
+        "parameters": sum(checkpoint.numels.values()),
+        "bytes": _bytes(checkpoint.path),
+        "stored": checkpoint.kinds,
+        "validation": validation_at(run, state, checkpoint.step),
+        "sparsity": _sparsity_report(state, checkpoint, counts=counts, digest=digest),
+        "problems": find_problems(state, counts, digest),
+        "versions": state.get("versions") or {},
+        "config": config,
+    }
+
+
+def _sparsity_report(
+    state: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    *,
+    counts: Mapping[str, MaskCount],
+    digest: str | None,
+) -> dict[str, Any] | None:
+    if digest is None:
+        return None
+    believed = state.get("sparsity") or {}
+    prunable = sum(count.numel for count in counts.values())
+    pruned = sum(count.pruned for count in counts.values())
+    return {
+        "prunable": prunable,
+        "pruned": pruned,
+        "over_prunable": pruned / prunable,
+        "over_all": pruned / sum(checkpoint.numels.values()),
+        "digest": digest,
+        "target": believed.get("target"),
+        "threshold": believed.get("threshold"),
+        "last_update_step": believed.get("last_update_step"),
+        "pending": bool(believed.get("pending", False)),
+        "by_parameter": {name: asdict(count) for name, count in counts.items()},
+    }
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def render(report: Mapping[str, Any]) -> RenderableType:
+    """The report for people."""
+    facts = Table.grid(padding=(0, 2))
+    for key, value in _facts(report).items():
+        facts.add_row(Text(key, style="bold"), Text(value))
+    parts: list[RenderableType] = [facts]
+    if report["sparsity"] is not None:
+        parts += [Text(), *_render_weights(report["sparsity"]["by_parameter"])]
+    if "checkpoints" in report:
+        parts += [Text(), _render_checkpoints(report["checkpoints"])]
+    parts += [Text(f"problem: {problem}", style="bold red") for problem in report["problems"]]
+    return Group(*parts)
+
+
+def _facts(report: Mapping[str, Any]) -> dict[str, str]:
+    sparsity, config = report["sparsity"], report["config"]
+    total = f" of {report['total_steps']:,}" if report["total_steps"] is not None else ""
+    facts = {
+        "run": str(report["name"]),
+        "checkpoint": f"{report['checkpoint']} ({report['bytes'] / 2**20:,.1f} MiB)",
+        "step": f"{report['step']:,}{total}",
+        "tokens seen": _count(report["tokens_seen"]),
+        "skipped steps": _count(report["skipped_steps"]),
+        "written by": f"{report['world_size']} ranks, "
+        f"ZeRO stage {_or_unknown(report['zero_stage'])}, {_or_unknown(report['precision'])}",
+        "weights": f"{report['parameters']:,}",
+    }
+    if sparsity is None:
+        facts["sparsity"] = "dense: no masks"
+    else:
+        facts |= {
+            "sparsity": f"{sparsity['over_prunable']:.4%} of {sparsity['prunable']:,} prunable "
+            f"weights, {sparsity['over_all']:.4%} of all",
+            "mask digest": f"{sparsity['digest']} (recomputed from the masks)",
+        }
+    for name, loss in report["validation"].items():
+        facts[f"validation {name}"] = f"{loss:.4f} nats a masked token"
+    for section in ("model", "data", "train", "zero", "sparsity"):
+        if isinstance(config.get(section), dict):
+            pairs = (f"{key} {value}" for key, value in config[section].items())
+            facts[f"config {section}"] = ", ".join(pairs)
+    return facts
+
+
+def _count(value: Any) -> str:
+    return "unknown" if value is None else f"{value:,}"
+
+
+def _or_unknown(value: Any) -> str:
+    return "unknown" if value is None else str(value)
+
+
+def _render_weights(by_parameter: Mapping[str, Mapping[str, Any]]) -> list[RenderableType]:
+    """A row a layer and a column a matrix of it; other parameters have their own table."""
+    layers: dict[int, dict[str, Mapping[str, Any]]] = {}
+    others = Table("parameter", "weights", "sparsity", title="Sparsity by parameter")
+    for name, count in by_parameter.items():
+        if found := _LAYER_WEIGHT.fullmatch(name):
+            layers.setdefault(int(found[1]), {})[found[2]] = count
+        else:
+            others.add_row(name, f"{count['numel']:,}", f"{count['sparsity']:.2%}")
+    tables: list[RenderableType] = []
+    if layers:
+        parts = list(dict.fromkeys(part for layer in layers.values() for part in layer))
+        table = Table("layer", *(_SHORT.get(p, p) for p in parts), "all", title="Sparsity by layer")
+        for layer, weights in sorted(layers.items()):
+            share = sum(w["pruned"] for w in weights.values()) / sum(
+                w["numel"] for w in weights.values()
+            )
+            cells = [f"{weights[p]['sparsity']:.2%}" if p in weights else "" for p in parts]
+            table.add_row(str(layer), *cells, f"{share:.2%}")
+        tables.append(table)
+    return [*tables, others] if others.row_count else tables
+
+
+def _render_checkpoints(checkpoints: list[dict[str, Any]]) -> Table:
+    table = Table("step", "MiB", "state", title="Checkpoints")
+    for entry in checkpoints:
+        state = "good" if entry["good"] else f"damaged: {entry['reason']}"
+        table.add_row(f"{entry['step']:,}", f"{entry['bytes'] / 2**20:,.1f}", Text(state))
+    return table

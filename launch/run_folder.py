@@ -1,0 +1,278 @@
+"""A run's folder on disk: its layout, what makes the run that run, and its metrics file.
+
+    runs/<name>/config.yaml      the resolved configuration of the last start
+                identity.json    what may not change between starts
+                metrics.jsonl    one JSON object a log step
+                tensorboard/  checkpoints/step-00000050/  logs/  ray/<attempt>/
+                cache/           packing indices, computed again if removed
+                stop             a request to save and stop
+
+Light on purpose: the command line and the driver read it without importing torch.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distributed.errors import BadInput
+
+if TYPE_CHECKING:
+    from launch.configuration import PretrainConfig
+
+# Fields of the train section that change how a run is computed or told, not what it computes.
+_FREE_TRAIN_FIELDS = {"micro_batch_rows", "log_interval_steps"}
+# What a user knows a fingerprint by.
+_LABELS = {
+    "data.fingerprint": "the content of data.shards",
+    "model.vocab_sha256": "the content of model.vocab",
+    "model.init_fingerprint": "the content of model.init_from",
+}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where each part of a run lies."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def identity_file(self) -> Path:
+        return self.path / "identity.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def stop_file(self) -> Path:
+        """Exists when the run is asked to save and stop."""
+        return self.path / "stop"
+
+    @property
+    def cache(self) -> Path:
+        """Packing indexes, computed once."""
+        return self.path / "cache"
+
+    @property
+    def stop_file(self) -> Path:
+        """Its presence asks the run to save and stop at the next step's end."""
+        return self.path / "stop"
+
+    @property
+    def ray(self) -> Path:
+        return self.path / "ray"
+
+    @property
+    def stop_file(self) -> Path:
+        """Exists when the run is asked to save and stop."""
+        return self.path / "stop"
+
+    @property
+    def cache(self) -> Path:
+        return self.path / "cache"
+
+    def create(self) -> None:
+        """Make the folders that every run has."""
+        for folder in (self.tensorboard, self.checkpoints, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, text: str) -> None:
+        """Replace `config.yaml`."""
+        write_atomically(self.config_file, text)
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop the metrics after `step`."""
+        truncate_metrics(self.metrics_file, step)
+
+
+def run_folder_of(config: "PretrainConfig") -> RunFolder:
+    """The folder of the run that `config` describes."""
+    return RunFolder(config.launch.runs_dir / config.name)
+
+
+def identity(
+    config: "PretrainConfig",
+    *,
+    data_fingerprint: str,
+    vocab_sha256: str,
+    init_fingerprint: str | None,
+) -> dict[str, Any]:
+    """What makes a run that run, as JSON: two starts with equal identities are one run.
+
+    Data, vocabulary and first weights count by content, not by path. `launch`, `zero`,
+    `checkpoint`, `evaluation`, micro-batches and logging may change between starts.
+    """
+    model = config.model.model_dump(mode="json", exclude={"vocab", "init_from"})
+    data = config.data.model_dump(mode="json", exclude={"shards"})
+    return {
+        "seed": config.seed,
+        "model": {**model, "vocab_sha256": vocab_sha256, "init_fingerprint": init_fingerprint},
+        "data": {**data, "fingerprint": data_fingerprint},
+        "train": config.train.model_dump(mode="json", exclude=_FREE_TRAIN_FIELDS),
+        "sparsity": config.sparsity.model_dump(mode="json") if config.sparsity else None,
+    }
+
+
+def check_identity(folder: RunFolder, identity: Mapping[str, Any]) -> bool:
+    """Refuse a folder that holds another run.
+
+    Returns:
+        Whether the folder holds this run already; False if it holds none.
+
+    Raises:
+        BadInput: listing the fields that differ, with old and new value.
+    """
+    try:
+        old = json.loads(folder.identity_file.read_text())
+    except FileNotFoundError:
+        # A checkpoint is only ever written after the identity: without one, whose is it?
+        if any(folder.checkpoints.glob("step-*")):
+            raise BadInput(
+                f"{folder.path} has checkpoints but no {folder.identity_file.name}: choose another "
+                "name or remove that folder"
+            ) from None
+        return False
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{folder.identity_file} is not readable ({error}): choose another name or remove "
+            f"{folder.path}"
+        ) from None
+    was, now = _flatten(old), _flatten(json.loads(json.dumps(identity)))
+    differing = [k for k in {**was, **now} if was.get(k, _ABSENT) != now.get(k, _ABSENT)]
+    if not differing:
+        return True
+    if differing == ["train.total_steps"] and now[differing[0]] > was[differing[0]]:
+        raise BadInput(
+            f"{folder.path} is a run of {was[differing[0]]} steps and cannot be extended to "
+            f"{now[differing[0]]}, because its learning rate was planned for the former: give the "
+            f"new run another name and set model.init_from to {folder.path}"
+        )
+    changes = ", ".join(_describe_change(k, was, now) for k in differing)
+    raise BadInput(
+        f"{folder.path} holds a run of another identity ({changes}): choose another name or "
+        "restore the old values"
+    )
+
+
+def write_identity(folder: RunFolder, identity: Mapping[str, Any]) -> None:
+    """Record the identity, at the first start."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder.identity_file, json.dumps(identity, indent=1) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file, less torn lines; none if there is no file."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    return [record for line in lines if (record := parse_record(line)) is not None]
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop the records after `step`, and torn lines; what stays keeps its bytes."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+    kept = [line for line in lines if _is_kept(line, step)]
+    if kept != lines:
+        write_atomically(path, b"".join(kept).decode())
+
+
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """One line of a metrics file; None if it is torn."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` looks like a run folder."""
+    return (path / "checkpoints").is_dir() or (path / "identity.json").is_file()
+
+
+def resolve_source(path: Path) -> Path:
+    """The folder to read a model from: a run's newest good checkpoint, or `path` itself.
+
+    Args:
+        path: a run, a checkpoint or a Hugging Face folder.
+
+    Raises:
+        BadInput: it is none of these, or a run without a good checkpoint.
+    """
+    if is_run(path):
+        from distributed.checkpoint import find_newest
+
+        checkpoint, refused = find_newest(RunFolder(path).checkpoints)
+        if checkpoint is not None:
+            return checkpoint.path
+        reason = f"no good checkpoint ({refused[0]})" if refused else "no checkpoint yet"
+        raise BadInput(f"the run {path} has {reason}: let it train further or choose another")
+    if (path / "manifest.json").is_file() or (path / "config.json").is_file():
+        return path
+    what = "has no checkpoints, manifest.json or config.json" if path.exists() else "does not exist"
+    raise BadInput(f"{path} {what}: give a run, a checkpoint or a Hugging Face folder")
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Replace `file`: a reader sees all of the old or all of the new, whatever crashes."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8", newline="") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    if file.exists():
+        os.chmod(temporary, stat.S_IMODE(file.stat().st_mode))
+    os.replace(temporary, file)
+
+
+_ABSENT = object()
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict):
+            flat |= _flatten(item, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = item
+    return flat
+
+
+def _describe_change(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    def show(values: Mapping[str, Any]) -> str:
+        if key not in values:
+            return "absent"
+        text = json.dumps(values[key])
+        # Of a checksum the first digits tell enough.
+        return text.strip('"')[:12] if key in _LABELS and values[key] else text
+
+    return f"{_LABELS.get(key, key)} was {show(was)} and is now {show(now)}"
+
+
+def _is_kept(line: bytes, step: int) -> bool:
+    record = parse_record(line)
+    return line.endswith(b"\n") and record is not None and record.get("step", 0) <= step
