@@ -60,9 +60,9 @@ class Metrics:
         self._flops_per_token = flops_per_token
         self._sums: dict[str, torch.Tensor] = {}
         self._record: dict[str, Any] = {}
-        self._steps, self._tokens = 0, 0
+        self._steps, self._tokens, self._seconds = 0, 0, 0.0
         self._logged_update = -1
-        self._since = time.perf_counter()
+        self._step_started = 0.0
         self._board: SummaryWriter | None = None
         self._jsonl = files.jsonl
         if topology.is_first:
@@ -79,8 +79,13 @@ class Metrics:
         value = value.double()
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def count_step(self, tokens: int) -> None:
+    def begin_step(self) -> None:
+        """Start the step's clock: throughput leaves out validation and checkpoints."""
+        self._step_started = time.perf_counter()
+
+    def end_step(self, tokens: int) -> None:
         """One step of `tokens` tokens, over all ranks, is done."""
+        self._seconds += time.perf_counter() - self._step_started
         self._steps += 1
         self._tokens += tokens
 
@@ -107,7 +112,7 @@ class Metrics:
                 out.write(json.dumps(self.latest) + "\n")
             self._write_board(self._board, step)
         self._sums, self._record = {}, {}
-        self._steps, self._tokens, self._since = 0, 0, time.perf_counter()
+        self._steps, self._tokens, self._seconds = 0, 0, 0.0
 
     def close(self) -> None:
         """Flush TensorBoard's files."""
@@ -115,12 +120,11 @@ class Metrics:
             self._board.close()
 
     def _throughput(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self._since
         figures = {"memory/peak_gib": _peak_memory_bytes() / 2**30}
         if self._steps:
-            per_second = self._tokens / seconds
+            per_second = self._tokens / self._seconds
             figures["throughput/tokens_per_second"] = per_second
-            figures["throughput/step_seconds"] = seconds / self._steps
+            figures["throughput/step_seconds"] = self._seconds / self._steps
             if (peak := _peak_flops()) is not None:
                 achieved = per_second * self._flops_per_token / self._topology.world_size
                 figures["throughput/model_flops_utilisation"] = achieved / peak

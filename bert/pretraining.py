@@ -107,6 +107,7 @@ def train(
     stop, stopping = AgreedFlag(), False
     while state.step < config.total_steps and not stopping:
         step = state.step
+        metrics.begin_step()
         if sparsity is not None and sparsity.is_due(step):
             sparsity.update_masks(step)
         masked_tokens = batches.global_masked_tokens(step)
@@ -123,7 +124,7 @@ def train(
         if sparsity is not None:
             sparsity.after_step(applied)
         state = state.after_step(tokens=batches.global_tokens(step), applied=applied)
-        metrics.count_step(batches.global_tokens(step))
+        metrics.end_step(batches.global_tokens(step))
         stopping = stop.agreed(stop_requested())
 
         is_last = stopping or state.step == config.total_steps

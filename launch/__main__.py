@@ -66,7 +66,7 @@ def prepare(
     ] = 100,
     as_json: AsJson = False,
 ) -> None:
-    r"""Turn text into token shards for training and validation.
+    """Turn text into token shards for training and validation.
 
     Reads documents, cleans and de-duplicates them, splits off a validation set, and writes token
     ids that training maps into memory. Run again, it says what is already there. `pretrain` reads
@@ -74,9 +74,9 @@ def prepare(
 
     \b
     Example:
-      sparsebert prepare --source pubmed --input pubmed/*.xml.gz \
+      sparsebert prepare --source pubmed --input pubmed/*.xml.gz \\
         --output data/pubmed --vocab samples/vocab.txt
-    """
+    """  # noqa: D301 (\b keeps the lines below it apart)
     from bert.corpora.prepare import prepare as prepare_corpus
     from launch.progress import StatusLine, format_seconds, make_console
 
@@ -145,7 +145,7 @@ def pretrain(
         ),
     ] = False,
 ) -> None:
-    r"""Pretrain a model, pruning it on the way if the configuration has a sparsity section.
+    """Pretrain a model, pruning it on the way if the configuration has a sparsity section.
 
     Reads all sections of CONFIG (name, seed, model, data, train, evaluation, zero, sparsity,
     checkpoint, launch); field=value sets one of them, with its dotted name and a YAML value. Writes
@@ -157,7 +157,12 @@ def pretrain(
       sparsebert pretrain configs/demo_general.yaml
       sparsebert pretrain configs/demo_general.yaml zero.stage=3 launch.num_workers=3
       torchrun --nproc-per-node 2 -m launch pretrain configs/demo_general.yaml --local
-    """
+    """  # noqa: D301 (\b keeps the lines below it apart)
+    from launch.config_loading import apply_overrides, read_yaml
+
+    # What needs no model to be refused is refused before the seconds that importing one takes.
+    apply_overrides(read_yaml(config), overrides or [])
+
     from launch.configuration import load_config, resolve_paths
 
     resolved = resolve_paths(load_config(config, overrides or []))
@@ -171,7 +176,7 @@ def pretrain(
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")], as_json: AsJson = False
 ) -> None:
-    r"""Show what a run or a checkpoint holds, recomputed from its files.
+    """Show what a run or a checkpoint holds, recomputed from its files.
 
     Step, configuration, world size and ZeRO stage it was written with, sparsity over prunable and
     over all weights and by layer, mask digest, validation losses, sizes; for a run also which
@@ -182,7 +187,7 @@ def inspect(
     Examples:
       sparsebert inspect runs/demo-general
       sparsebert inspect runs/demo-general/checkpoints/step-00000050 --json
-    """
+    """  # noqa: D301 (\b keeps the lines below it apart)
     from launch.inspect import describe, render
     from launch.progress import make_console
 
@@ -204,7 +209,7 @@ def export(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    r"""Write a run's newest good checkpoint, or a given one, as a Hugging Face folder.
+    """Write a run's newest good checkpoint, or a given one, as a Hugging Face folder.
 
     OUT_DIR loads with AutoModelForMaskedLM and needs no code of ours. It holds the configuration,
     the tokenizer, fp32 weights, keep_mask.safetensors with the masks, and a model card with the
@@ -213,7 +218,7 @@ def export(
     \b
     Example:
       sparsebert export runs/demo-pubmed exports/sparse-bio-bert
-    """
+    """  # noqa: D301 (\b keeps the lines below it apart)
     from launch.exporting import export_checkpoint
 
     report = export_checkpoint(path, output, vocab=vocab)

@@ -22,6 +22,22 @@ from distributed.errors import BadInput
 
 Root = TypeVar("Root", bound=BaseModel)
 
+_UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
+_RULES = {
+    "model_type": "must be a section with fields of its own",
+    "dict_type": "must be a section with fields of its own",
+    "path_type": "must be a path",
+}
+# Pydantic's words and ours.
+_WORDS = {
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+}
+
 
 class _Loader(yaml.SafeLoader):
     """safe_load that reads 5e-4 as a number, as YAML 1.2 does, and refuses a repeated key."""
@@ -104,7 +120,7 @@ def validate(
     except ValidationError as error:
         problems = _group(error.errors(include_url=False), data)
     # An unknown key first: it is usually the reason for what else is missing.
-    first = min(problems, key=lambda field: problems[field][0]["type"] != "extra_forbidden")
+    first = min(problems, key=lambda field: problems[field][0]["type"] not in _UNKNOWN_KEY)
     sentence = _explain(
         first, problems[first], fields=list_fields(root), path=path, overridden=overridden
     )
@@ -133,7 +149,9 @@ def find_nearest(field: str, candidates: Iterable[str]) -> str | None:
         last = difflib.SequenceMatcher(a=field.split(".")[-1], b=candidate.split(".")[-1]).ratio()
         return max(whole, last - 0.05)
 
-    best = max(candidates, key=similarity, default=None)
+    # Its own section is no better answer than what is in it.
+    others = [c for c in candidates if not field.startswith(f"{c}.")]
+    best = max(others, key=similarity, default=None)
     return best if best is not None and similarity(best) >= 0.6 else None
 
 
@@ -150,9 +168,8 @@ def _parse(text: str, *, source: str) -> Any:
 
 
 def _missing_file(path: Path) -> str:
-    folders = (path.parent, Path("configs"))
-    known = {str(found) for folder in folders for found in folder.glob("*.y*ml")}
-    by_stem = {Path(name).stem: name for name in sorted(known)}
+    folders = (Path("configs"), path.parent)  # the latter wins where both have the name
+    by_stem = {found.stem: found for folder in folders for found in sorted(folder.glob("*.y*ml"))}
     close = difflib.get_close_matches(path.stem, by_stem, n=1, cutoff=0.0)
     hint = f"did you mean {by_stem[close[0]]}?" if close else "give a YAML configuration file"
     return f"{path} does not exist: {hint}"
@@ -190,15 +207,14 @@ def _explain(
     error = errors[0]
     from_command_line = any(field == o or field.startswith(f"{o}.") for o in overridden)
     where = "on the command line" if from_command_line else f"in {path}"
-    if error["type"] == "extra_forbidden":
+    if error["type"] in _UNKNOWN_KEY:
         return f"{field} {where} is not a known field: {_suggest(field, fields)}"
     if error["type"] == "missing":
         description = fields[field].description if field in fields else None
-        return f"{path} lacks {field}: add it" + (f" ({description})" if description else "")
+        missing = f"{field} is missing {where}: add it"
+        return missing + (f" ({description})" if description else "")
     if error["type"] == "value_error":  # written by us, in a validator: names its fields
         return f"{path}: {error['msg'].removeprefix('Value error, ')}"
-    if error["type"] == "invalid_key":
-        return f"{field} {where} is not a field's name: {_suggest(field, fields)}"
     rules = [_rule(each) for each in errors]
     allowed = " or ".join([rules[0], *(r.removeprefix("must be ") for r in rules[1:])])
     return f"{field} {where} is {_show(error['input'])}: it {allowed}"
@@ -215,11 +231,11 @@ def _suggest(field: str, fields: Mapping[str, FieldInfo]) -> str:
 
 def _rule(error: ErrorDetails) -> str:
     """What is allowed, from pydantic's words: `must be at least 1`."""
-    if error["type"] in ("model_type", "dict_type"):
-        return "must be a section with fields of its own"
+    if error["type"] in _RULES:
+        return _RULES[error["type"]]
     message = re.split(r", (?:unable|got|not)\b| after validation", error["msg"])[0]
-    message = message.replace("greater than or equal to", "at least").replace("a valid ", "a ")
-    message = message.replace("less than or equal to", "at most").replace("a boolean", "true/false")
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
     found = re.match(r"(?:\w+ )+?should (.*)", message)
     return f"must {found[1]}" if found else f"is refused ({message})"
 

@@ -1,7 +1,7 @@
 """The root configuration of a pretraining run: a section a component, and what holds across them.
 
 Each section's model stands beside its component; this file is the table of contents. A run is a
-YAML file with dotted overrides over it: `sparsebert pretrain configs/demo_general.yaml zero.stage=3`.
+YAML file with dotted overrides over it: `sparsebert pretrain configs/demo.yaml zero.stage=3`.
 """
 
 import os
@@ -49,6 +49,11 @@ class LaunchConfig(Config):
     )
 
 
+def _defaults_of(section: type[AnyModel]) -> AnyModel:
+    """A section that the file leaves out."""
+    return section.model_validate({})
+
+
 class PretrainConfig(Config):
     """A pretraining run, complete."""
 
@@ -59,11 +64,11 @@ class PretrainConfig(Config):
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
-    evaluation: EvaluationConfig = EvaluationConfig()
-    zero: ZeroConfig = ZeroConfig()
+    evaluation: EvaluationConfig = _defaults_of(EvaluationConfig)
+    zero: ZeroConfig = _defaults_of(ZeroConfig)
     sparsity: SparsityConfig | None = Field(None, description="null trains a dense model")
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    launch: LaunchConfig = LaunchConfig()
+    checkpoint: CheckpointConfig = _defaults_of(CheckpointConfig)
+    launch: LaunchConfig = _defaults_of(LaunchConfig)
 
     @field_validator("name")
     @classmethod

@@ -64,11 +64,6 @@ class RunFolder:
         return self.path / "logs"
 
     @property
-    def stop_file(self) -> Path:
-        """Exists when the run is asked to save and stop."""
-        return self.path / "stop"
-
-    @property
     def cache(self) -> Path:
         """Packing indexes, computed once."""
         return self.path / "cache"
@@ -82,15 +77,6 @@ class RunFolder:
     def ray(self) -> Path:
         return self.path / "ray"
 
-    @property
-    def stop_file(self) -> Path:
-        """Exists when the run is asked to save and stop."""
-        return self.path / "stop"
-
-    @property
-    def cache(self) -> Path:
-        return self.path / "cache"
-
     def create(self) -> None:
         """Make the folders that every run has."""
         for folder in (self.tensorboard, self.checkpoints, self.logs):
@@ -99,10 +85,6 @@ class RunFolder:
     def write_config(self, text: str) -> None:
         """Replace `config.yaml`."""
         write_atomically(self.config_file, text)
-
-    def truncate_metrics(self, step: int) -> None:
-        """Drop the metrics after `step`."""
-        truncate_metrics(self.metrics_file, step)
 
 
 def run_folder_of(config: "PretrainConfig") -> RunFolder:

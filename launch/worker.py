@@ -1,7 +1,6 @@
 """One training process: Ray Train, torchrun and a single process all call `run_pretraining`."""
 
 import logging
-import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -210,8 +209,9 @@ def log_to_file(file: Path) -> None:
     root = logging.getLogger()
     root.handlers = [h for h in root.handlers if not isinstance(h, logging.FileHandler)]
     root.addHandler(handler)
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.WARNING)
+    for name in ("launch", "bert", "sparsity", "distributed"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    for name in ("ray", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(True)
-    for name in ("DeepSpeed", "launch", "bert", "sparsity", "distributed"):
-        logging.getLogger(name).propagate = True
-    sys.stdout.flush()

@@ -81,6 +81,8 @@ def prepare(
     if not 0 < validation_fraction < 1:
         raise BadInput(f"The validation fraction is {validation_fraction}: give one within (0, 1).")
     output = Path(output)
+    if output.name in ("", ".."):
+        raise BadInput(f"The output {output} is no name for a new folder: choose another --output.")
     vocabulary = load_vocabulary(vocabulary_path)
     options = Options(
         source=source, validation_fraction=validation_fraction, min_characters=min_characters

@@ -62,6 +62,9 @@ def toy_engine(
 ) -> Engine:
     module = Toy()
     state = initial_state() if state is None else state
+    with torch.no_grad():
+        for name, p in named(module):
+            p.copy_(state[name].view(p.shape))
     advanced = {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
     advanced |= zero.pop("advanced", {})
     engine = build_engine(

@@ -90,7 +90,7 @@ def check(rows: PackedRows, corpus: TokenCorpus) -> None:
         places = zip(rows.segment_shard[here], rows.segment_start[here], lengths, strict=True)
         for shard, start, length in places:
             tokens = corpus.read(shard=int(shard), start=int(start), length=int(length))
-            maskable += np.count_nonzero(tokens != 100)
+            maskable += int((tokens != 100).sum())
         assert rows.maskable_per_row[row] == maskable
 
 
@@ -135,10 +135,7 @@ def test_pure_function_of_its_inputs(make_corpus: MakeCorpus) -> None:
         assert np.array_equal(getattr(pack(1), name), getattr(pack(1), name))
     assert not np.array_equal(pack(1).segment_start, pack(2).segment_start)
     # The order of the data is a promise across versions of NumPy and of this package.
-    assert pack(1).segment_start[:6].tolist() == PINNED_STARTS
-
-
-PINNED_STARTS: list[int] = []
+    assert pack(1).segment_start[:6].tolist() == [1140, 80, 930, 510, 1020, 570]
 
 
 def test_first_rows_are_a_fair_sample(general: Prepared, vocabulary: Vocabulary) -> None:
@@ -179,10 +176,11 @@ def test_cache_is_used_verified_and_rebuilt(
     pack()
     pack()
     assert calls == [1]
+    (entry,) = [path.name for path in cache.iterdir()]
     pack(seed=2)
     assert calls == [1, 2] and len(list(cache.iterdir())) == 2
     for damage in (b"", b"x", None):
-        for path in cache.glob("*/segment_start.npy"):
+        for path in cache.glob(f"{entry}/segment_start.npy"):
             data = bytearray(path.read_bytes())
             data[-1] ^= 1
             path.write_bytes(data if damage is None else damage)

@@ -11,9 +11,10 @@ import pytest
 from bert.corpora import prepare as prepare_module
 from bert.corpora.cleaning import normalise_text
 from bert.corpora.manifest import load_manifest
-from bert.corpora.prepare import PrepareProgress, prepare
+from bert.corpora.prepare import prepare
+from bert.corpora.progress import PrepareProgress
 from bert.corpora.shards import TokenCorpus, open_corpus
-from bert.vocabulary import Vocabulary
+from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.errors import BadInput
 from tests.unit.bert.corpora.conftest import Prepared
 
@@ -115,7 +116,7 @@ def test_output_does_not_depend_on_the_order_of_inputs_or_shard_size(
     source.write_text("\n\n".join(TEXTS[::-1]))
     monkeypatch.setattr(prepare_module, "BATCH_CHARACTERS", 200)
     run(source, tmp_path / "b", small_vocabulary_path, shard_tokens=100)
-    vocabulary = prepare_module.load_vocabulary(small_vocabulary_path)
+    vocabulary = load_vocabulary(small_vocabulary_path)
     for suffix in ("", "-validation"):
         one, other = (
             documents(open_corpus([tmp_path / (name + suffix)], vocabulary=vocabulary))
@@ -161,7 +162,7 @@ def test_a_crash_at_any_rename_leaves_nothing_that_stops_the_next_one(
     (staging / "train" / "tokens-00000.npy").write_bytes(b"half")
     assert not run(source, output, small_vocabulary_path).already_done  # type: ignore[attr-defined]
     assert not staging.exists()
-    open_corpus([output], vocabulary=prepare_module.load_vocabulary(small_vocabulary_path))
+    open_corpus([output], vocabulary=load_vocabulary(small_vocabulary_path))
 
 
 def test_two_at_once_and_foreign_folders_are_refused(
@@ -190,6 +191,8 @@ def test_nothing_left_for_a_split_is_refused(
         run(source, tmp_path / "out", small_vocabulary_path, min_characters=1000)
     with pytest.raises(BadInput, match="validation fraction is 1.5"):
         run(source, tmp_path / "out", small_vocabulary_path, validation_fraction=1.5)
+    with pytest.raises(BadInput, match="no name for a new folder"):
+        run(source, Path("."), small_vocabulary_path)
 
 
 def test_progress_ends_near_the_whole(
