@@ -33,6 +33,9 @@ class ModelConfig(Config):
     num_heads: int = Field(12, ge=1)
     intermediate_size: int = Field(3072, ge=1)
     max_position_embeddings: int = Field(512, ge=1)
+    initializer_range: float = Field(
+        0.02, gt=0, description="standard deviation of new weights; small models learn sooner with more"
+    )
     vocab: Path = Field(description="WordPiece vocabulary, one token a line")
     init_from: Path | None = Field(
         None, description="run, checkpoint or Hugging Face folder to take the first weights from"
@@ -152,6 +155,7 @@ def build_bert_config(
         num_attention_heads=config.num_heads,
         intermediate_size=config.intermediate_size,
         max_position_embeddings=config.max_position_embeddings,
+        initializer_range=config.initializer_range,
         hidden_dropout_prob=hidden_dropout,
         attention_probs_dropout_prob=attention_dropout,
         pad_token_id=pad_id,

@@ -33,6 +33,9 @@ class TrainConfig(Config):
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
+    adam_eps: float = Field(
+        1e-6, gt=0, description="BERT's; the larger, the less rare tokens drift on tiny gradients"
+    )
     max_grad_norm: float = Field(1.0, ge=0, description="0 does not clip")
     hidden_dropout: float = Field(0.0, ge=0, lt=1)
     attention_dropout: float = Field(0.0, ge=0, lt=1)

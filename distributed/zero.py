@@ -109,6 +109,7 @@ def build_engine(
     zero: ZeroConfig,
     precision: Precision,
     betas: tuple[float, float],
+    eps: float,
     weight_decay: float,
     max_grad_norm: float,
     micro_batch_rows: int,
@@ -127,6 +128,7 @@ def build_engine(
         zero: stage and options.
         precision: of the weights that the forward reads; masters are fp32.
         betas: AdamW's.
+        eps: AdamW's.
         weight_decay: AdamW's, decoupled.
         max_grad_norm: clip norm; 0 does not clip.
         micro_batch_rows: rows of one forward on one rank.
@@ -140,7 +142,7 @@ def build_engine(
     ]
     # Learning rate 0 until the first step: at stage 0 in bf16, `initialize` takes an update.
     optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=0.0, betas=betas, fused=True
+        [group for group in groups if group["params"]], lr=0.0, betas=betas, eps=eps, fused=True
     )
     engine, *_ = deepspeed.initialize(
         model=module,

@@ -128,17 +128,26 @@ def validation_at(run: Path, state: Mapping[str, Any], step: int) -> dict[str, f
 
 def _list_checkpoints(run: RunFolder) -> tuple[list[dict[str, Any]], Checkpoint]:
     """Every checkpoint of a run, good or not, oldest first, and the newest good one."""
-    newest, entries = None, []
+    newest: Checkpoint | None = None
+    entries: list[dict[str, Any]] = []
     for step in list_steps(run.checkpoints):
         folder = step_folder(run.checkpoints, step)
-        entry: dict[str, Any] = {"step": step, "path": str(folder), "bytes": _bytes(folder)}
+        reason = None
         try:
-            newest = Checkpoint(folder)
-        except BadCheckpoint as error:
-            entry |= {"good": False, "reason": str(error)}
-        else:
-            entry |= {"good": True, "reason": None}
-        entries.append(entry)
+            newest, size = Checkpoint(folder), _bytes(folder)
+        except (BadCheckpoint, FileNotFoundError) as error:
+            if not folder.exists():  # the run, training on, has just removed it
+                continue
+            reason, size = str(error), _bytes(folder)
+        entries.append(
+            {
+                "step": step,
+                "path": str(folder),
+                "bytes": size,
+                "good": reason is None,
+                "reason": reason,
+            }
+        )
     if newest is not None:
         return entries, newest
     reason = f"no good checkpoint ({entries[-1]['reason']})" if entries else "no checkpoint yet"

@@ -110,7 +110,7 @@ class ProgressDisplay:
     ) -> None:
         """Show nothing yet; `start_step` steps are already done."""
         self._total_steps = total_steps
-        self._step = start_step
+        self._start_step = self._step = start_step
         self._clock = clock
         # Where and when the rate of this attempt is measured from: its first record, because what
         # came before it is start-up.
@@ -132,7 +132,9 @@ class ProgressDisplay:
     def update(self, record: Mapping[str, Any]) -> None:
         """Show one record of metrics.jsonl."""
         step = int(record.get("step", self._step))
-        if self._rate_origin is None or step < self._step:  # the latter: restarted after a failure
+        if step <= self._start_step:  # written before this start
+            self._rate_origin = None
+        elif self._rate_origin is None or step < self._step:  # the latter: workers restarted
             self._rate_origin = step, self._clock()
         self._step = step
         parts = [f"step {step}/{self._total_steps}"]
@@ -151,13 +153,13 @@ class ProgressDisplay:
             self._line.note(f"step {step}/{self._total_steps}  validation  {shown}")
 
     def _seconds_left(self, record: Mapping[str, Any]) -> float | None:
-        assert self._rate_origin is not None
-        first_step, since = self._rate_origin
-        steps, seconds = self._step - first_step, self._clock() - since
-        # Records that were read all at once say nothing about speed.
-        per_step = seconds / steps if steps and seconds > 1 else None
-        if per_step is None:
-            per_step = record.get("throughput/step_seconds")
+        per_step = record.get("throughput/step_seconds")
+        if self._rate_origin is not None:
+            first_step, since = self._rate_origin
+            steps, seconds = self._step - first_step, self._clock() - since
+            # Records that were read all at once say nothing about speed.
+            if steps and seconds > 1:
+                per_step = seconds / steps
         return None if per_step is None else (self._total_steps - self._step) * per_step
 
 
@@ -182,7 +184,7 @@ def follow_metrics(
     stop: threading.Event | Callable[[], bool],
     on_record: Callable[[dict[str, Any]], None],
     *,
-    skip_existing: bool = False,
+    skip_existing: bool = True,
     poll_seconds: float = 0.5,
 ) -> None:
     """Call `on_record` with each record that is written to `path`, until `stop` says so.
@@ -194,7 +196,7 @@ def follow_metrics(
         path: a metrics.jsonl.
         stop: an event, or a function that is asked after each look at the file.
         on_record: called in this thread.
-        skip_existing: leave out what is in the file now.
+        skip_existing: leave out what is in the file now, written before this start.
         poll_seconds: time between two looks.
     """
     tail = MetricsTail(path)

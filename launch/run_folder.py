@@ -31,6 +31,7 @@ _LABELS = {
     "model.vocab_sha256": "the content of model.vocab",
     "model.init_fingerprint": "the content of model.init_from",
 }
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -134,22 +135,28 @@ def check_identity(folder: RunFolder, identity: Mapping[str, Any]) -> bool:
                 "name or remove that folder"
             ) from None
         return False
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError):
+        old = None
+    if not isinstance(old, dict):
         raise BadInput(
-            f"{folder.identity_file} is not readable ({error}): choose another name or remove "
-            f"{folder.path}"
-        ) from None
-    was, now = _flatten(old), _flatten(json.loads(json.dumps(identity)))
-    differing = [k for k in {**was, **now} if was.get(k, _ABSENT) != now.get(k, _ABSENT)]
-    if not differing:
-        return True
-    if differing == ["train.total_steps"] and now[differing[0]] > was[differing[0]]:
-        raise BadInput(
-            f"{folder.path} is a run of {was[differing[0]]} steps and cannot be extended to "
-            f"{now[differing[0]]}, because its learning rate was planned for the former: give the "
-            f"new run another name and set model.init_from to {folder.path}"
+            f"{folder.identity_file} is not readable: choose another name or remove {folder.path}"
         )
-    changes = ", ".join(_describe_change(k, was, now) for k in differing)
+    # Through JSON, as the old one went: a tuple is a list then.
+    differences = _compare(old, json.loads(json.dumps(identity)))
+    if not differences:
+        return True
+    if list(differences) == ["train.total_steps"]:
+        was, now = differences["train.total_steps"]
+        if now > was:
+            raise BadInput(
+                f"{folder.path} is a run of {was} steps and cannot be extended to {now}, because "
+                "its learning rate was planned for the former: give the new run another name and "
+                f"set model.init_from to {folder.path}"
+            )
+    changes = ", ".join(
+        f"{_LABELS.get(key, key)} was {_show(key, was)} and is now {_show(key, now)}"
+        for key, (was, now) in differences.items()
+    )
     raise BadInput(
         f"{folder.path} holds a run of another identity ({changes}): choose another name or "
         "restore the old values"
@@ -231,28 +238,25 @@ def write_atomically(file: Path, text: str) -> None:
     os.replace(temporary, file)
 
 
-_ABSENT = object()
+def _compare(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    """Old and new value of each field that differs, by dotted name."""
+    differences: dict[str, tuple[Any, Any]] = {}
+    for key in {**old, **new}:
+        was, now = old.get(key, _ABSENT), new.get(key, _ABSENT)
+        if isinstance(was, dict) and isinstance(now, dict):
+            differences |= _compare(was, now, f"{prefix}{key}.")
+        elif was != now:
+            differences[prefix + key] = was, now
+    return differences
 
 
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, dict):
-            flat |= _flatten(item, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = item
-    return flat
-
-
-def _describe_change(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    def show(values: Mapping[str, Any]) -> str:
-        if key not in values:
-            return "absent"
-        text = json.dumps(values[key])
-        # Of a checksum the first digits tell enough.
-        return text.strip('"')[:12] if key in _LABELS and values[key] else text
-
-    return f"{_LABELS.get(key, key)} was {show(was)} and is now {show(now)}"
+def _show(key: str, value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
+    # Of a checksum the first digits tell enough.
+    return value[:12] if key in _LABELS and value else json.dumps(value)
 
 
 def _is_kept(line: bytes, step: int) -> bool:

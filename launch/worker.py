@@ -101,6 +101,7 @@ def run_pretraining(
         zero=config.zero,
         precision=config.train.precision,
         betas=config.train.betas,
+        eps=config.train.adam_eps,
         weight_decay=config.train.weight_decay,
         max_grad_norm=config.train.max_grad_norm,
         micro_batch_rows=config.train.micro_batch_rows,

@@ -74,6 +74,7 @@ def toy_engine(
         zero=ZeroConfig(stage=stage, advanced=advanced, **zero),
         precision=precision,  # type: ignore[arg-type]
         betas=(0.9, 0.98),
+        eps=1e-8,
         weight_decay=weight_decay,
         max_grad_norm=max_grad_norm,
         micro_batch_rows=1,

@@ -80,18 +80,18 @@ def test_last_override_wins(write_config: Write) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("zero.stag=3", "zero.stag on the command line is not a known field: did you mean zero.stage?"),
+        ("zero.stag=3", "is not a known field: did you mean zero.stage?"),
         ("trian.total_steps=3", "did you mean train?"),
         ("num_workers=3", "did you mean launch.num_workers?"),
         ("train.num_workers=3", "did you mean launch.num_workers?"),
         ("sparsity.final_sparsty=0.5", "did you mean sparsity.final_sparsity?"),
         ("zero.qqqq=1", "choose one of zero.stage, zero.offload_optimizer"),
-        ("train.total_steps=0", "train.total_steps on the command line is 0: it must be at least 1"),
+        ("train.total_steps=0", "command line is 0: it must be at least 1"),
         ("sparsity.final_sparsity=1.0", "is 1.0: it must be less than 1"),
         ("sparsity.final_sparsity=-0.1", "is -0.1: it must be at least 0"),
         ("train.total_steps=many", 'is "many": it must be a whole number'),
         ("zero.stage=4", "is 4: it must be 0, 1, 2 or 3"),
-        ("launch.use_gpu=maybe", "launch.use_gpu on the command line is \"maybe\": it must be 'auto' or true or false"),
+        ("launch.use_gpu=maybe", "is \"maybe\": it must be 'auto' or true or false"),
         ("zero=2", "zero on the command line is 2: it must be a section"),
         ("train.betas=[0.9]", "train.betas.1 is missing on the command line: add it"),
         ("train.betas=[0.9, x]", "train.betas.1"),
@@ -101,7 +101,7 @@ def test_last_override_wins(write_config: Write) -> None:
         ("name=.hidden", "not starting with '.'"),
         ("name=", "name on the command line is null: it must be text"),
         ("train.warmup_steps=1000", "train.warmup_steps (1000) is above train.total_steps (100)"),
-        ("sparsity.prune_end_step=100", "sparsity.prune_end_step (100) must be below train.total_steps"),
+        ("sparsity.prune_end_step=100", "sparsity.prune_end_step (100) must be below"),
         ("sparsity.prune_start_step=60", "sparsity.prune_end_step (50) is before"),
         ("sparsity.schedule=frozen", "set model.init_from"),
         ("data.max_seq_len=64", "model.max_position_embeddings (32)"),
@@ -116,7 +116,7 @@ def test_last_override_wins(write_config: Write) -> None:
         ("train.betas=[0.9", "train.betas on the command line is not valid YAML at line 1"),
         ("name=2024-02-31", "name on the command line is not valid YAML"),
     ],
-)  # fmt: skip
+)
 def test_refused(write_config: Write, override: str, expected: str) -> None:
     assert expected in refusal(write_config(), override)
 

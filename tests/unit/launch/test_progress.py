@@ -101,6 +101,21 @@ def test_time_left_after_a_restart() -> None:
     assert lines[3].endswith("left 0:01:00")
 
 
+def test_records_from_before_this_start_say_nothing_about_speed() -> None:
+    console, text = plain()
+    clock = Clock()
+    with ProgressDisplay(100, 50, "demo", console=console, clock=clock) as display:
+        for step in (40, 50):
+            display.update({"step": step})
+        clock.now += 30  # starting
+        display.update({"step": 60})
+        clock.now += 10
+        display.update({"step": 70})
+    lines = text.getvalue().splitlines()
+    assert lines[-2] == "step 60/100"
+    assert lines[-1].endswith("left 0:00:30")
+
+
 def test_step_seconds_serve_before_there_is_a_rate() -> None:
     console, text = plain()
     with ProgressDisplay(100, 0, "demo", console=console, clock=Clock()) as display:
@@ -121,8 +136,9 @@ def test_live_line_on_a_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [(0, "0:00:00"), (80.4, "0:01:20"), (90061, "25:01:01"), (-1, "0:00:00")]
-)  # fmt: skip
+    ("seconds", "expected"),
+    [(0, "0:00:00"), (80.4, "0:01:20"), (90061, "25:01:01"), (-1, "0:00:00")],
+)
 def test_format_seconds(seconds: float, expected: str) -> None:
     assert format_seconds(seconds) == expected
 
@@ -198,7 +214,7 @@ def test_follow_reads_what_came_before_the_stop(tmp_path: Path, as_function: boo
     thread = threading.Thread(
         target=follow_metrics,
         args=(file, stop.is_set if as_function else stop, lambda r: seen.append(r["step"])),
-        kwargs={"poll_seconds": 0.01},
+        kwargs={"poll_seconds": 0.01, "skip_existing": False},
     )
     thread.start()
     append(file, '{"step": 1}\n')
@@ -212,7 +228,7 @@ def test_follow_reads_what_came_before_the_stop(tmp_path: Path, as_function: boo
     assert seen == [1, 2]
 
 
-def test_follow_can_leave_out_what_is_there(tmp_path: Path) -> None:
+def test_follow_leaves_out_what_is_there(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     append(file, '{"step": 1}\n')
     seen: list[int] = []
@@ -222,5 +238,5 @@ def test_follow_can_leave_out_what_is_there(tmp_path: Path) -> None:
             append(file, '{"step": 2}\n')
         return True
 
-    follow_metrics(file, stop, lambda r: seen.append(r["step"]), skip_existing=True)
+    follow_metrics(file, stop, lambda r: seen.append(r["step"]))
     assert seen == [2]

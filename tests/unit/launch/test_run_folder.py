@@ -84,7 +84,7 @@ def test_what_may_change(
         ({"model": {"num_layers": 3}}, "model.num_layers was 2 and is now 3"),
         ({"data": {"row_tokens": 128}}, "data.row_tokens was 64 and is now 128"),
         ({"sparsity": {"final_sparsity": 0.5}}, "sparsity.final_sparsity was 0.75 and is now 0.5"),
-        ({"sparsity": None}, "sparsity.final_sparsity was 0.75 and is now absent"),
+        ({"sparsity": None}, '"prune_interval_steps": 100} and is now null)'),
     ],
 )
 def test_what_may_not_change(

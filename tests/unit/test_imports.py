@@ -1,0 +1,84 @@
+"""The import rule: launch -> bert -> sparsity -> distributed; who imports Ray and DeepSpeed."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Each package may import itself and those after it.
+ORDER = ("launch", "bert", "sparsity", "distributed")
+FILES = sorted(file for package in ORDER for file in (ROOT / package).rglob("*.py"))
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every imported module with its line, wherever it stands; relative ones begin with a dot."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or ""), node.lineno
+
+
+def is_lazy(node: ast.AST) -> bool:
+    """Whether what stands in `node` is not run when the file is imported."""
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+
+
+def find_violations(source: str, path: str) -> list[str]:
+    package = path.split("/")[0]
+    forbidden = ORDER[: ORDER.index(package)]
+    tree = ast.parse(source)
+    lazy = {line for node in ast.walk(tree) if is_lazy(node) for _, line in imports(node)}
+    violations = []
+    for module, line in imports(tree):
+        top = module.split(".")[0]
+        if top in forbidden:
+            violations.append(f"{path}:{line} imports {module}, against the order of packages")
+        if module.startswith("."):
+            violations.append(f"{path}:{line} has a relative import")
+        if top == "ray" and package != "launch":
+            violations.append(f"{path}:{line} imports ray outside launch/")
+        if top == "ray" and line not in lazy:
+            violations.append(f"{path}:{line} imports ray when it is imported itself")
+        if top == "deepspeed" and path != "distributed/zero.py":
+            violations.append(f"{path}:{line} imports deepspeed outside distributed/zero.py")
+        if top == "dask":
+            violations.append(f"{path}:{line} imports dask, which installs another `distributed`")
+    return violations
+
+
+def test_files_are_found() -> None:
+    assert {file.relative_to(ROOT).parts[0] for file in FILES} == set(ORDER)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_point_one_way(file: Path) -> None:
+    assert find_violations(file.read_text(), file.relative_to(ROOT).as_posix()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("distributed/a.py", "import sparsity.masks"),
+        ("sparsity/a.py", "from bert import model"),
+        ("bert/a.py", "def f():\n    from launch.driver import pretrain"),
+        ("bert/a.py", "from . import model"),
+        ("bert/a.py", "def f():\n    import ray"),
+        ("launch/a.py", "import ray.train"),
+        ("launch/a.py", "try:\n    import ray\nexcept ImportError:\n    pass"),
+        ("sparsity/a.py", "def f():\n    import deepspeed.ops"),
+        ("launch/a.py", "import dask"),
+    ],
+)
+def test_a_violation_is_found(path: str, source: str) -> None:
+    assert len(find_violations(source, path)) == 1
+
+
+def test_what_is_allowed() -> None:
+    assert find_violations("def f():\n    import ray", "launch/a.py") == []
+    assert find_violations("import deepspeed", "distributed/zero.py") == []
+    assert find_violations("import distributed.zero, sparsity, torch", "bert/a.py") == []
