@@ -1,7 +1,7 @@
 """Validation: the masked language modelling loss on held-out text, beside a unigram predictor's.
 
-Every masked position becomes [MASK] here (training leaves a tenth as it was), so that the loss measures
-prediction from context alone and a predictor without context has nothing to copy from.
+Every masked position becomes [MASK] here (training leaves a tenth as it was), so that the loss
+measures prediction from context alone and a predictor without context has nothing to copy from.
 """
 
 from collections.abc import Sequence
@@ -100,9 +100,7 @@ def build_evaluator(
         counts = sum(load_unigram_counts(folder, vocabulary=vocabulary) for folder in folders)
         labels = [b.labels.numpy() for b in rows_of(0, 1).micro_batches(0)]
         baseline = unigram_loss(np.asarray(counts), np.concatenate(labels))
-        sets.append(
-            ValidationSet(name, rows_of(topology.rank, topology.world_size), baseline)
-        )
+        sets.append(ValidationSet(name, rows_of(topology.rank, topology.world_size), baseline))
     return Evaluator(config.interval_steps, sets)
 
 

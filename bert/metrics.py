@@ -1,7 +1,7 @@
 """The run's figures: metrics.jsonl and TensorBoard, one record a log step, written by rank 0.
 
-Losses are summed on the device and reduced over the ranks when a record is written, so that ordinary
-steps never wait for the host.
+Losses are summed on the device and reduced over the ranks when a record is written, so that
+ordinary steps never wait for the host.
 """
 
 import json
@@ -140,7 +140,9 @@ class Metrics:
                 board.add_scalar(f"density/{name}", density, step)
             image = render_densities(list(densities.values()))
             board.add_image("sparsity/density_by_layer", image, step, dataformats="HWC")
-            digest = f"{self.latest['sparsity/digest']} at sparsity {self.latest['sparsity/actual']:.4f}"
+            digest = (
+                f"{self.latest['sparsity/digest']} at sparsity {self.latest['sparsity/actual']:.4f}"
+            )
             board.add_text("mask digest", digest, step)
         board.flush()
 
@@ -155,8 +157,8 @@ def render_densities(
     columns = per_layer if len(densities) % per_layer == 0 else len(densities)
     grid = np.array(densities).reshape(-1, columns)
     dark, light = np.array([8, 29, 88]), np.array([255, 255, 255])
-    colours = dark + grid[..., None] * (light - dark)
-    return colours.round().astype(np.uint8).repeat(cell, axis=0).repeat(cell, axis=1)
+    colours = np.round(dark + grid[..., None] * (light - dark)).astype(np.uint8)
+    return np.repeat(np.repeat(colours, cell, axis=0), cell, axis=1)
 
 
 def _peak_memory_bytes() -> float:

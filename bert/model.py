@@ -34,7 +34,9 @@ class ModelConfig(Config):
     intermediate_size: int = Field(3072, ge=1)
     max_position_embeddings: int = Field(512, ge=1)
     initializer_range: float = Field(
-        0.02, gt=0, description="standard deviation of new weights; small models learn sooner with more"
+        0.02,
+        gt=0,
+        description="standard deviation of new weights; small models learn sooner with more",
     )
     vocab: Path = Field(description="WordPiece vocabulary, one token a line")
     init_from: Path | None = Field(

@@ -1,7 +1,7 @@
 """The training loop: masked language modelling while the masks grow, then with the masks fixed.
 
-`train` takes finished objects and returns the final state. It builds nothing and restores nothing: a
-fresh run is a restore from the initial weights (see restoring.py).
+`train` takes finished objects and returns the final state. It builds nothing and restores nothing:
+a fresh run is a restore from the initial weights (see restoring.py).
 """
 
 import math
@@ -56,7 +56,9 @@ class TrainConfig(Config):
 
 @dataclass(frozen=True)
 class TrainState:
-    """All that a restart needs beside the weights: steps, data and learning rate follow from `step`."""
+    """All that a restart needs beside the weights: steps, data and learning rate follow from
+    `step`.
+    """
 
     step: int = 0  # finished steps
     tokens_seen: int = 0  # over all ranks, padding not counted
@@ -105,7 +107,8 @@ def train(
         save_interval_steps: steps between checkpoints.
         save: writes a checkpoint of the given state.
         report: tells the launcher, after each save; called equally often on all ranks.
-        stop_requested: whether this rank was asked to stop; any rank's yes stops all, at a step's end.
+        stop_requested: whether this rank was asked to stop; any rank's yes stops all, at a step's
+            end.
     """
     stop, stopping = AgreedFlag(), False
     while state.step < config.total_steps and not stopping:

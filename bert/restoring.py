@@ -66,9 +66,7 @@ def resume_start(checkpoint: Checkpoint) -> Start:
         masks=checkpoint.reader(MASK) if has_masks else None,
         digest=sparsity["digest"] if sparsity else None,
         moments={
-            kind: checkpoint.reader(kind)
-            for kind in checkpoint.kinds
-            if kind not in (MASTER, MASK)
+            kind: checkpoint.reader(kind) for kind in checkpoint.kinds if kind not in (MASTER, MASK)
         },
         optimizer_steps=checkpoint.optimizer_steps,
         state=TrainState(**checkpoint.state["train"]),
@@ -116,7 +114,7 @@ def transfer_start(source: Path, module: nn.Module, config: ModelConfig, *, froz
 
 
 def check_source(source: Path, config: ModelConfig) -> None:
-    """Raise BadInput unless `source` can start a model of these dimensions. Cheap but for reading."""
+    """Raise BadInput unless `source` can start a model of these dimensions."""
     if (source / MANIFEST).exists():
         _check_dimensions(source, Checkpoint(source).state, config)
     else:

@@ -1,16 +1,17 @@
 """Checkpoints that reload on any world size and ZeRO stage, and hold no pickle.
 
-Each rank writes the fragments that it owns: fp32 masters, optimizer moments and whatever else is kept by
-fragment, as one safetensors file whose keys are `kind|parameter|start|length`. Rank 0 then writes
-`manifest.json` (step, sizes, checksums, parameters, and the caller's state) and renames the folder: the
-rename is the commit. A crash at any instant leaves either no new checkpoint or a whole one.
+Each rank writes the fragments that it owns: fp32 masters, optimizer moments and whatever else is
+kept by fragment, as one safetensors file whose keys are `kind|parameter|start|length`. Rank 0 then
+writes `manifest.json` (step, sizes, checksums, parameters, and the caller's state) and renames the
+folder: the rename is the commit. A crash at any instant leaves either no new checkpoint or a whole
+one.
 
     1. write   .step-00000050.ATTEMPT/rank-00003.safetensors, then rank-00003.done (bytes, sha256)
     2. rank 0  waits for all done-files, without a collective, then writes the manifest
     3. rank 0  renames to step-00000050
 
-Loading is the inverse on ranges: whoever needs [start, start + length) of a parameter gets it pieced
-together from the fragments that overlap it.
+Loading is the inverse on ranges: whoever needs [start, start + length) of a parameter gets it
+pieced together from the fragments that overlap it.
 """
 
 import hashlib
@@ -62,12 +63,13 @@ def save_checkpoint(
     packed_masks: Mapping[Fragment, torch.Tensor],
     state: Mapping[str, Any],
 ) -> Path:
-    """Write this rank's part and wait for the commit; every rank calls it, none waits in a collective.
+    """Write this rank's part and wait for the commit: every rank calls it, without a collective.
 
     Args:
         folder: the run's checkpoint folder, shared by all ranks.
         step: number of finished steps.
-        attempt: the same word on all ranks, new at each start: a stale writer cannot meet a new one.
+        attempt: the same word on all ranks, new at each start: a stale writer cannot meet a new
+            one.
         partition: what this rank owns.
         packed_masks: keep-masks of owned fragments, packed to bits.
         state: whatever else a resume needs; JSON.
@@ -109,7 +111,7 @@ def save_checkpoint(
 
 
 def remove_old(folder: Path, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints, and what dead writers left. Rank 0 only."""
+    """Remove all but the newest checkpoints and what dead writers left. Rank 0 only."""
     steps = list_steps(folder)
     for step in steps[:-keep_last]:
         _remove(step_folder(folder, step))
@@ -126,7 +128,7 @@ def list_steps(folder: Path) -> list[int]:
 
 def find_newest(folder: Path) -> tuple["Checkpoint | None", list[str]]:
     """The newest checkpoint whose files are all as written, and why newer ones were passed over."""
-    refused = []
+    refused: list[str] = []
     for step in reversed(list_steps(folder)):
         try:
             return Checkpoint(step_folder(folder, step)), refused

@@ -13,7 +13,7 @@ def _on_wire(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Collective: the sum of `tensor` (any shape; int64 for counts) over all ranks, on its device."""
+    """Collective: the sum of `tensor` (any shape) over all ranks, on its device."""
     wire = _on_wire(tensor.clone())
     dist.all_reduce(wire, op=dist.ReduceOp.SUM)
     return wire.to(tensor.device)

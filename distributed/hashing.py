@@ -1,7 +1,7 @@
 """64-bit hashes of names and of logical positions: equal on every rank, machine and partitioning.
 
-`position_hash` is SplitMix64 (Steele, Lea and Flood 2014) seeded by the parameter: a bijection of the
-flat index within one parameter, so two weights of one parameter never share a hash.
+`position_hash` is SplitMix64 (Steele, Lea and Flood 2014) seeded by the parameter: a bijection of
+the flat index within one parameter, so two weights of one parameter never share a hash.
 """
 
 import hashlib
@@ -31,7 +31,9 @@ def name_hash(name: str) -> int:
 
 
 def position_hash(uid: int, index: torch.Tensor) -> torch.Tensor:
-    """The hash, int64 with the bits of an unsigned one, of flat indices (int64, any shape) of a parameter."""
+    """The hash, int64 with the bits of an unsigned one, of flat indices (int64, any shape) of a
+    parameter.
+    """
     x = (index + 1) * _signed(_GOLDEN) + uid
     x = (x ^ _shift_right(x, 30)) * _signed(_MIX_1)
     x = (x ^ _shift_right(x, 27)) * _signed(_MIX_2)

@@ -4,14 +4,15 @@ DeepSpeed flattens parameters, cuts the result between ranks and keeps an fp32 m
 `Fragment` is the piece of one parameter that lies in this rank's masters; everything that works on
 sharded weights (pruning, checkpoints) works on fragments and never gathers one.
 
-    stage 0      every rank holds every master whole; each owns (counts, saves) an equal share of it
-    stage 1, 2   a parameter group is one flat buffer, cut in equal pieces: a boundary falls anywhere
-    stage 3      each parameter is cut on its own; a sub-group's master is the pieces end to end, with
-                 uninitialised padding after the short ones
+    stage 0      every rank holds every master whole; each owns (counts, saves) an equal share
+    stage 1, 2   a parameter group is one flat buffer, cut in equal pieces, so a boundary falls
+                 anywhere
+    stage 3      each parameter is cut on its own; a sub-group's master is the pieces end to end,
+                 with uninitialised padding after the short ones
 
 Positions come from the storage offsets of the low-precision views: DeepSpeed's own `_hp_mapping` is
-wrong under `round_robin_gradients` (measured with 0.19.8). Tensors are looked up at each use and never
-kept, because DeepSpeed replaces them when it moves its states.
+wrong under `round_robin_gradients` (measured with 0.19.8). Tensors are looked up at each use and
+never kept, because DeepSpeed replaces them when it moves its states.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,9 +33,10 @@ _SAMPLES = 4096
 
 @dataclass(frozen=True)
 class Fragment:
-    """The range [start, start + length) of a flattened parameter, held at `offset` of master `slot`.
+    """The range [start, start + length) of a flattened parameter, at `offset` of master `slot`.
 
-    This rank owns [owned_start, owned_stop) of it: over all ranks every weight is owned exactly once.
+    This rank owns [owned_start, owned_stop) of it: over all ranks every weight is owned exactly
+    once.
     """
 
     name: str
@@ -252,8 +254,9 @@ class Partition:
     def check(self) -> None:
         """Collective: raise on all ranks unless every weight is owned once and copies agree.
 
-        Owned ranges tile [0, numel) exactly when the hashes of their starts less those of their stops
-        leave hash(0) - hash(numel): forward edges with one unit of flow from 0 to numel are one path.
+        Owned ranges tile [0, numel) exactly when the hashes of their starts less those of their
+        stops leave hash(0) - hash(numel): forward edges with one unit of flow from 0 to numel are
+        one path.
         """
         names = list(self.numels)
         row = {name: i for i, name in enumerate(names)}

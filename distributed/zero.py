@@ -67,8 +67,9 @@ class Engine:
     def backward(self, loss: torch.Tensor) -> None:
         """Collective: accumulate gradients of `loss`, this rank's share of the global loss.
 
-        DeepSpeed averages gradients over the ranks and divides by the accumulation steps. The shares
-        add up to the global loss, so the average is undone by the world size and the division is off.
+        DeepSpeed averages gradients over the ranks and divides by the accumulation steps. The
+        shares add up to the global loss, so the average is undone by the world size and the
+        division is off.
         """
         engine = self.deepspeed_engine
         engine.backward(loss * self.partition.world_size, scale_wrt_gas=False)
@@ -78,13 +79,16 @@ class Engine:
     def step(self, learning_rate: float) -> bool:
         """Collective: clip and update; whether the update was applied, alike on all ranks.
 
-        A non-finite gradient anywhere makes the norm non-finite everywhere: nothing is updated then.
+        A non-finite gradient anywhere makes the norm non-finite everywhere: nothing is updated
+        then.
         """
         for group in self.deepspeed_engine.basic_optimizer.param_groups:
             group["lr"] = learning_rate
         if self._checks_finiteness:
             # Stage 0 in fp32: gradients are already averaged, so all ranks compute the same norm.
-            grads = [p.grad for p in self.deepspeed_engine.module.parameters() if p.grad is not None]
+            grads = [
+                p.grad for p in self.deepspeed_engine.module.parameters() if p.grad is not None
+            ]
             norm = torch.nn.utils.get_total_norm(grads)
             self._grad_norm = norm
             if not torch.isfinite(norm):
@@ -117,8 +121,8 @@ def build_engine(
 ) -> Engine:
     """Collective: wrap `module`, whose weights are set, in a DeepSpeed engine with AdamW.
 
-    The masters are still rounded to `precision` and the optimizer may have counted a step: the caller
-    writes both (`Partition.write_masters`, `write_moments`) before training.
+    The masters are still rounded to `precision` and the optimizer may have counted a step: the
+    caller writes both (`Partition.write_masters`, `write_moments`) before training.
 
     Args:
         module: the plain module, on any device; building it inside deepspeed.zero.Init fails with
@@ -137,7 +141,10 @@ def build_engine(
     deepspeed = import_deepspeed()
     plain = set(no_decay)
     groups = [
-        {"params": [p for n, p in named_parameters if n not in plain], "weight_decay": weight_decay},
+        {
+            "params": [p for n, p in named_parameters if n not in plain],
+            "weight_decay": weight_decay,
+        },
         {"params": [p for n, p in named_parameters if n in plain], "weight_decay": 0.0},
     ]
     # Learning rate 0 until the first step: at stage 0 in bf16, `initialize` takes an update.
@@ -147,7 +154,9 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
-        config=_deepspeed_config(zero, precision, max_grad_norm, micro_batch_rows, accumulation_steps),
+        config=_deepspeed_config(
+            zero, precision, max_grad_norm, micro_batch_rows, accumulation_steps
+        ),
     )
     return Engine(engine, Partition(engine, named_parameters))
 
@@ -184,7 +193,9 @@ def _deepspeed_config(
 
 
 def import_deepspeed() -> Any:
-    """Import DeepSpeed, quiet, for the device at hand; it takes seconds, so nothing else imports it."""
+    """Import DeepSpeed, quiet, for the device at hand; it takes seconds, so nothing else imports
+    it.
+    """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -193,8 +204,9 @@ def import_deepspeed() -> Any:
     import deepspeed
     import deepspeed.ops
 
-    # On CPU DeepSpeed would compile a shared-memory all-reduce at the first start (a minute), and take
-    # all ranks to be on one machine where LOCAL_SIZE is not set, as under Ray. Gloo does the work.
+    # On CPU DeepSpeed would compile a shared-memory all-reduce at the first start (a minute), and
+    # take all ranks to be on one machine where LOCAL_SIZE is not set, as under Ray. Gloo does the
+    # work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     from deepspeed.utils import logger
 

@@ -1,7 +1,7 @@
 """Training without Ray: one process, or torchrun's. The same worker function as under Ray.
 
-    sparsebert pretrain configs/demo_general.yaml --local
-    torchrun --nproc-per-node 2 -m launch pretrain configs/demo_general.yaml --local
+sparsebert pretrain configs/demo_general.yaml --local
+torchrun --nproc-per-node 2 -m launch pretrain configs/demo_general.yaml --local
 """
 
 import sys

@@ -87,5 +87,3 @@ def _fingerprint(source: Path) -> str:
 
 def _weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
-
-

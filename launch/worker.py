@@ -145,7 +145,9 @@ def run_pretraining(
                 "sparsity": asdict(sparsity.state) if sparsity is not None else None,
                 "zero_stage": config.zero.stage,
                 "metrics": metrics.latest,
-                "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
+                "versions": {
+                    name: version(name) for name in ("torch", "deepspeed", "transformers")
+                },
             },
         )
         if topology.is_first:
@@ -181,7 +183,7 @@ def run_pretraining(
 
 
 def _agree_on_start(folder: RunFolder, topology: Topology) -> tuple[Checkpoint | None, str]:
-    """Collective: the newest good checkpoint, chosen and verified by rank 0, and a new attempt's name.
+    """Collective: the newest good checkpoint, verified by rank 0, and a new attempt's name.
 
     Rank 0 also cuts the metrics back to that checkpoint.
     """

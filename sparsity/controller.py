@@ -1,12 +1,13 @@
 """Prunes a DeepSpeed engine's masters while it trains. Usable on any engine, in three lines:
 
-    sparsity = SparsityController(config, engine_partition, prunable=names, optimizer=base_optimizer)
+    sparsity = SparsityController(config, partition, prunable=names, optimizer=base_optimizer)
     if sparsity.is_due(step): sparsity.update_masks(step)        # before the step's batches
     sparsity.mask_gradients()                                    # after the last backward
 
-An update only computes masks. They are enforced where it costs least and reaches every copy of a weight:
-in the hook that torch runs right after the base optimizer has changed the fp32 masters, before DeepSpeed
-refreshes the low-precision weights from them. Local, no collective, at every stage.
+An update only computes masks. They are enforced where it costs least and reaches every copy of a
+weight: in the hook that torch runs right after the base optimizer has changed the fp32 masters,
+before DeepSpeed refreshes the low-precision weights from them. Local, no collective, at every
+stage.
 """
 
 import logging
@@ -61,7 +62,8 @@ class SparsityController:
         Args:
             config: schedule and scope.
             partition: of the same engine.
-            prunable: names of the parameters to prune, as the partition knows them, in a fixed order.
+            prunable: names of the parameters to prune, as the partition knows them, in a fixed
+                order.
             optimizer: DeepSpeed's basic optimizer.
         """
         self.config = config
@@ -98,7 +100,7 @@ class SparsityController:
         return sum(self.state.pruned.values())
 
     def is_due(self, step: int) -> bool:
-        """Whether `update_masks` is to be called before the batches of `step`; alike on all ranks."""
+        """Whether `update_masks` is called before the batches of `step`; alike on all ranks."""
         return schedule.is_due(self.config, step)
 
     def update_masks(self, step: int) -> None:
@@ -215,11 +217,9 @@ class SparsityController:
         return [[p for name in s.names for p in by_name.get(name, [])] for s in self._scopes]
 
     def _prune(self, cuts: Sequence[Cut]) -> int:
-        """Collective: apply one cut a scope to the masks; the number newly pruned over all ranks."""
+        """Collective: apply one cut a scope to the masks; the number newly pruned."""
         before = self.pruned_numel
-        cut_of = {
-            name: cut for s, cut in zip(self._scopes, cuts, strict=True) for name in s.names
-        }
+        cut_of = {name: cut for s, cut in zip(self._scopes, cuts, strict=True) for name in s.names}
         self._count(
             {f: m.prune(self._partition.master(f), cut_of[f.name]) for f, m in self._masks.items()}
         )
@@ -258,7 +258,8 @@ class SparsityController:
                     mask.apply(master.grad.view(-1).narrow(0, f.offset, f.length))
 
     def _current_masters(self, optimizer: torch.optim.Optimizer) -> list[tuple[int, torch.Tensor]]:
-        # DeepSpeed steps one group or sub-group at a time: only what is in param_groups has changed.
+        # DeepSpeed steps one group or sub-group at a time: only what is in param_groups has
+        # changed.
         slot_of = {id(master): slot for slot, master in enumerate(self._partition.masters())}
         current = [p for group in optimizer.param_groups for p in group["params"]]
         return [(slot_of[id(p)], p) for p in current if id(p) in slot_of]

@@ -1,7 +1,7 @@
 """Keep-masks on this rank's fragments: one int8 a weight, -1 keeps it and 0 prunes it.
 
--1 has all bits set, so a bitwise AND with the weight's integer view keeps it bit for bit or makes it
-+0.0, whatever it was (NaN and -0.0 too). On CPU it costs a tenth of `masked_fill_` (measured).
+-1 has all bits set, so a bitwise AND with the weight's integer view keeps it bit for bit or makes
+it +0.0, whatever it was (NaN and -0.0 too). On CPU it costs a tenth of `masked_fill_` (measured).
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class FragmentMask:
         return pruned.numel(), int(hashes.sum())
 
     def pack(self) -> torch.Tensor:
-        """The owned part as uint8, eight weights a byte, 1 keeps; the last byte is padded with 0."""
+        """The owned part, eight weights a byte, 1 keeps; the last byte is padded with 0."""
         keep = (self.keep[self.fragment.owned] != PRUNED).cpu().numpy()
         return torch.from_numpy(np.packbits(keep))
 
@@ -67,7 +67,7 @@ class FragmentMask:
         self.keep.copy_(torch.where(keep.to(self.keep.device), KEEP, PRUNED))
 
     def apply(self, values: torch.Tensor) -> None:
-        """Set the pruned positions of `values` [length], weights or gradients, to +0.0, in place."""
+        """Set the pruned positions of `values` [length], weights or gradients, to +0.0."""
         apply_keep(values, self.keep)
 
 

@@ -4,8 +4,9 @@ The cubic schedule is Zhu and Gupta 2017 (arXiv 1710.01878):
 
     s(t) = s_f + (s_i - s_f) * (1 - (t - t0) / (t1 - t0))^3     for t0 <= t <= t1
 
-and constant outside. After `prune_end_step` the masks no longer change (stabilisation). All arithmetic
-is on integers and fractions, so every rank computes the same count without asking another.
+and constant outside. After `prune_end_step` the masks no longer change (stabilisation). All
+arithmetic is on integers and fractions, so every rank computes the same count without asking
+another.
 """
 
 from fractions import Fraction
@@ -80,5 +81,5 @@ def compute_target(config: SparsityConfig, step: int) -> Fraction:
 
 
 def compute_pruned_count(target: Fraction, numel: int) -> int:
-    """How many of `numel` weights are pruned at sparsity `target`: target * numel, rounded half up."""
+    """How many of `numel` weights `target` prunes: their product, rounded half up."""
     return (2 * target.numerator * numel + target.denominator) // (2 * target.denominator)

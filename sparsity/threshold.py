@@ -1,16 +1,16 @@
 """The exact k-th smallest magnitude over all ranks, without gathering a weight.
 
-Magnitudes of floats order like their bit patterns, so the cut is found digit by digit (radix selection)
-on the 31 bits of |w|: in each of three rounds every rank counts its weights by the next 11, 10 and 10
-bits, the int64 counts are summed over the ranks, and all ranks follow the bin that holds the k-th
-weight. That is 32 KiB a scope on the wire, whatever the number of weights or ranks.
+Magnitudes of floats order like their bit patterns, so the cut is found digit by digit (radix
+selection) on the 31 bits of |w|: in each of three rounds every rank counts its weights by the next
+11, 10 and 10 bits, the int64 counts are summed over the ranks, and all ranks follow the bin that
+holds the k-th weight. That is 32 KiB a scope on the wire, whatever the number of weights or ranks.
 
 Equal magnitudes at the cut are told apart by the hash of their logical position: a further radix
-selection on 64 bits, in six small rounds, only when it is needed. So exactly k weights are pruned and
-the same ones for every partitioning.
+selection on 64 bits, in six small rounds, only when it is needed. So exactly k weights are pruned
+and the same ones for every partitioning.
 
-`select` is a generator: it yields this rank's counts and is sent the sum over all ranks. `run` drives it
-with the real all-reduce; a test drives thousands of simulated ranks in lockstep.
+`select` is a generator: it yields this rank's counts and is sent the sum over all ranks. `run`
+drives it with the real all-reduce; a test drives thousands of simulated ranks in lockstep.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -31,7 +31,7 @@ CHUNK = 1 << 18
 
 
 class NonFiniteWeights(RuntimeError):
-    """A prunable weight is infinite or NaN: magnitudes cannot be ranked. Raised on all ranks alike."""
+    """A prunable weight is infinite or NaN, so magnitudes have no order. Raised on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Population:
 class Cut:
     """Which live weights a scope prunes next: |w| below `bits`, and at it those with hash <= `tie`.
 
-    `tie` None prunes all weights at `bits`. bits < 0 prunes none. `ties` counts the weights at the cut
-    when some of them stay.
+    `tie` None prunes all weights at `bits`. bits < 0 prunes none. `ties` counts the weights at the
+    cut when some of them stay.
     """
 
     bits: int
@@ -102,8 +102,10 @@ def select(scopes: Sequence[Sequence[Population]], counts: Sequence[int]) -> Sel
     """Find, for each scope, the cut that prunes exactly `counts[s]` of its live weights.
 
     Args:
-        scopes: for each scope, this rank's populations; scopes are alike on all ranks, populations not.
-        counts: live weights to prune in each scope; at least 0 and at most the scope's live weights.
+        scopes: for each scope, this rank's populations; scopes are alike on all ranks, populations
+            not.
+        counts: live weights to prune in each scope; at least 0 and at most the scope's live
+            weights.
 
     Returns:
         By StopIteration: one Cut a scope, the same on all ranks.
@@ -150,7 +152,9 @@ class _Digits:
         self._keys: list[torch.Tensor] | None = None  # None: every key of the scope
 
     def histogram(self, shift: int, bits: int) -> torch.Tensor:
-        """Counts int64 [2^bits] of this rank's keys, with the prefix found so far, by the next digit."""
+        """Counts int64 [2^bits] of this rank's keys, with the prefix found so far, by the next
+        digit.
+        """
         counts = torch.zeros(1 << bits, dtype=torch.int64)
         if self._keys is None:
             for population in self._scope:

@@ -1,7 +1,7 @@
 """Runs any module-level function on N processes that share one gloo group, without ports.
 
-The processes of a world size start once and serve all tests: importing torch and DeepSpeed costs more than
-most tests. A failure or a timeout ends the pool; the next test starts a new one.
+The processes of a world size start once and serve all tests: importing torch and DeepSpeed costs
+more than most tests. A failure or a timeout ends the pool; the next test starts a new one.
 """
 
 import multiprocessing as mp

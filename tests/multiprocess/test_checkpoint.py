@@ -100,7 +100,6 @@ def stop_and_go(setup: dict[str, Any], folder: Path) -> bool:
     return same_digest and equal(snapshot(resumed, resumed_sparsity), uninterrupted)
 
 
-
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_resume_is_bit_identical(world_size: int, tmp_path: Path) -> None:
     for stage in (0, 1, 2, 3):

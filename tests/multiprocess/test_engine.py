@@ -32,7 +32,8 @@ def reference_gradients(step: int) -> dict[str, torch.Tensor]:
 
 
 def sgd_gradient(setup: dict[str, Any], accumulation: int) -> tuple[dict[str, torch.Tensor], float]:
-    """The gradient that the optimizer saw, from Adam's first moment: exp_avg = (1 - beta1) * grad."""
+    """The gradient that the optimizer saw, from Adam's first moment: exp_avg = (1 - beta1) * grad.
+    """
     engine = toy_engine(**setup, accumulation=accumulation, max_grad_norm=0.0)
     backward(engine, 0, accumulation=accumulation)
     assert engine.step(0.0)
@@ -62,9 +63,7 @@ def norm_with_masks(setup: dict[str, Any]) -> tuple[float, float, float]:
     engine = toy_engine(**setup, max_grad_norm=CLIP)
     config = SparsityConfig(schedule="one_shot", final_sparsity=0.5, prune_start_step=0)
     optimizer = engine.deepspeed_engine.basic_optimizer
-    sparsity = SparsityController(
-        config, engine.partition, prunable=PRUNABLE, optimizer=optimizer
-    )
+    sparsity = SparsityController(config, engine.partition, prunable=PRUNABLE, optimizer=optimizer)
     sparsity.update_masks(0)
     backward(engine, 0)
     sparsity.mask_gradients()
@@ -77,7 +76,9 @@ def norm_with_masks(setup: dict[str, Any]) -> tuple[float, float, float]:
     moments = gather(
         engine, {f: engine.partition.moments(f)["exp_avg"] for f in engine.partition.fragments}
     )
-    leaked = max(float(moments[n][~keep[n].bool()].abs().max()) for n in PRUNABLE if (keep[n] == 0).any())
+    leaked = max(
+        float(moments[n][~keep[n].bool()].abs().max()) for n in PRUNABLE if (keep[n] == 0).any()
+    )
     return engine.grad_norm(), torch.cat(kept).norm().item(), leaked
 
 

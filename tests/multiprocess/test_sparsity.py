@@ -87,7 +87,9 @@ def check_training(setup: dict[str, Any]) -> list[str]:
     engine = toy_engine(**setup)
     engine.partition.check()
     sparsity = attach(engine, CUBIC)
-    keep = {name: np.ones(n, bool) for name, n in engine.partition.numels.items() if name in PRUNABLE}
+    keep = {
+        name: np.ones(n, bool) for name, n in engine.partition.numels.items() if name in PRUNABLE
+    }
     total = sum(k.size for k in keep.values())
     digests = []
     for step in range(7):
@@ -110,7 +112,10 @@ def check_training(setup: dict[str, Any]) -> list[str]:
         for name in PRUNABLE if digests else ():
             assert not masters[name].numpy()[~keep[name]].any()
             assert masters[name].numpy()[keep[name]].all()
-    assert [len(digests), sparsity.pruned_numel] == [3, compute_pruned_count(compute_target(CUBIC, 4), total)]
+    assert [len(digests), sparsity.pruned_numel] == [
+        3,
+        compute_pruned_count(compute_target(CUBIC, 4), total),
+    ]
     return digests
 
 

@@ -11,7 +11,9 @@ from distributed.zero import Engine, ZeroConfig, build_engine
 
 
 class Toy(nn.Module):
-    """Linear layers with sizes that do not divide, a vector of 301, and weights of one and two elements."""
+    """Linear layers with sizes that do not divide, a vector of 301, and weights of one and two
+    elements.
+    """
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
