@@ -17,6 +17,7 @@ pieced together from the fragments that overlap it.
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -36,6 +37,9 @@ FORMAT, VERSION = "sparsebert-checkpoint", 1
 MANIFEST = "manifest.json"
 MASTER, MASK = "master", "keep_mask"
 _COMMIT_SECONDS = 600.0
+_STEP_NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")
+_FILE_NAME = re.compile(r"rank-[0-9]{5,9}\.safetensors")
+_KEY = re.compile(r"([^|]+)\|(.+)\|([0-9]{1,18})\|([0-9]{1,18})", re.DOTALL)
 
 
 class CheckpointConfig(Config):
@@ -47,6 +51,22 @@ class CheckpointConfig(Config):
 
 class BadCheckpoint(BadInput):
     """A checkpoint that cannot be used; the message names the file and the reason."""
+
+
+class _FileRecord(BaseModel):
+    bytes: int
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    """The types that a manifest must have; `state` is its writer's."""
+
+    step: int = Field(ge=0)
+    world_size: int = Field(ge=1)
+    optimizer_steps: int = Field(ge=0)
+    parameters: dict[str, int]
+    files: dict[str, _FileRecord]
+    state: dict[str, Any]
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -123,7 +143,7 @@ def remove_old(folder: Path, keep_last: int) -> None:
 def list_steps(folder: Path) -> list[int]:
     """Steps that have a committed checkpoint, ascending; their content is not looked at."""
     names = (path.parent.name for path in folder.glob(f"step-*/{MANIFEST}"))
-    return sorted(int(name.removeprefix("step-")) for name in names if name[5:].isdigit())
+    return sorted(int(match[1]) for name in names if (match := _STEP_NAME.fullmatch(name)))
 
 
 def find_newest(folder: Path) -> tuple["Checkpoint | None", list[str]]:
@@ -195,12 +215,18 @@ class Checkpoint:
             raise BadCheckpoint(f"{file} is damaged: its SHA-256 is not the manifest's")
         try:
             with safe_open(file, framework="pt") as opened:
-                keys = list(opened.keys())
-        except SafetensorError as error:
+                slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
+                layouts = {key: (s.get_dtype(), s.get_shape()) for key, s in slices.items()}
+        except (OSError, SafetensorError) as error:
             raise BadCheckpoint(f"{file} is not readable: {error}") from error
-        for key in keys:
-            kind, name, start, length = key.split("|")
-            self._index.setdefault((kind, name), []).append((int(start), int(length), file, key))
+        for key, layout in layouts.items():
+            match = _KEY.fullmatch(key)
+            if match is None:
+                raise BadCheckpoint(f"{file} has a tensor {key!r} that no checkpoint has")
+            kind, name, start, length = match[1], match[2], int(match[3]), int(match[4])
+            if layout != (("U8", [-(-length // 8)]) if kind == MASK else ("F32", [length])):
+                raise BadCheckpoint(f"{file} has {layout[0]} {layout[1]} as {key!r}")
+            self._index.setdefault((kind, name), []).append((start, length, file, key))
 
     def _check_tiling(self) -> None:
         for (kind, name), pieces in self._index.items():
@@ -247,7 +273,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text())
     except FileNotFoundError as error:
         raise BadCheckpoint(f"{path} is not a checkpoint: it has no {MANIFEST}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadCheckpoint(f"{file} is not readable: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BadCheckpoint(f"{file} is not a sparsebert manifest")
@@ -255,9 +281,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise BadCheckpoint(
             f"{file} has format version {manifest.get('version')}, this release reads {VERSION}"
         )
-    names = list(manifest["files"])
-    if any(Path(name).name != name for name in names):
-        raise BadCheckpoint(f"{file} names a file outside its folder")
+    try:
+        _Manifest.model_validate(manifest, strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise BadCheckpoint(f"{file} is damaged at {where}: {problem['msg']}") from None
+    for name in manifest["files"]:
+        if not _FILE_NAME.fullmatch(name):
+            raise BadCheckpoint(f"{file} names {name!r}, a file outside its folder or not a rank's")
     return manifest
 
 

@@ -132,7 +132,7 @@ def pretrain(
     local: Annotated[
         bool,
         typer.Option(
-            "--local", help="Train in this process, without Ray; under torchrun, in each of its."
+            "--local", help="Train in this process, without Ray; torchrun needs no such option."
         ),
     ] = False,
     schema: Annotated[
@@ -156,7 +156,7 @@ def pretrain(
     Examples:
       sparsebert pretrain configs/demo_general.yaml
       sparsebert pretrain configs/demo_general.yaml zero.stage=3 launch.num_workers=3
-      torchrun --nproc-per-node 2 -m launch pretrain configs/demo_general.yaml --local
+      torchrun --nproc-per-node 2 -m launch pretrain configs/demo_general.yaml
     """  # noqa: D301 (\b keeps the lines below it apart)
     from launch.config_loading import apply_overrides, read_yaml
 

@@ -1,77 +1,103 @@
 """Training without Ray: one process, or torchrun's. The same worker function as under Ray.
 
 sparsebert pretrain configs/demo_general.yaml --local
-torchrun --nproc-per-node 2 -m launch pretrain configs/demo_general.yaml --local
+torchrun --nproc-per-node 2 -m launch pretrain configs/demo_general.yaml
 """
 
-import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+
+import torch.distributed as dist
 
 from distributed.collectives import broadcast_json
 from distributed.errors import BadInput
-from distributed.topology import detect_topology, ensure_process_group
+from distributed.topology import Topology, detect_topology, ensure_process_group
 from launch.configuration import PretrainConfig
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.run_folder import run_folder_of
-from launch.run_setup import RunPlan, set_up_run
-from launch.stopping import STOPPED_EXIT_CODE, signals_request_stop
+from launch.run_setup import RunPlan, begin_run, check_run
+from launch.stopping import STOPPED_EXIT_CODE, report_end, signals_request_stop
 from launch.worker import run_pretraining
 
 
 def pretrain_locally(config: PretrainConfig) -> int:
-    """Collective: train in this process, with those that torchrun started beside it; the exit code."""
+    """Collective: train in this process, with those that torchrun started beside it; the exit code.
+
+    Raises:
+        BadInput: in the first process; the others leave with the same exit code and no words.
+    """
     topology = detect_topology()
     ensure_process_group(topology)
-    if config.train.global_batch_rows < topology.world_size:
-        raise BadInput(
-            f"train.global_batch_rows ({config.train.global_batch_rows}) is below the number of "
-            f"processes ({topology.world_size})"
-        )
-    plan = _agree_on_plan(config, is_first=topology.is_first)
-    folder = run_folder_of(config)
-    if plan.finished_steps >= config.train.total_steps:
-        if topology.is_first:
-            print(f"{folder.path} is complete: {plan.finished_steps} steps", flush=True)
-        return 0
-    finished = threading.Event()
-    follower = None
-    if topology.is_first:
-        follower = threading.Thread(target=_show_progress, args=(config, plan, finished))
-        follower.start()
-    try:
-        with signals_request_stop(folder.stop_file):
-            state = run_pretraining(
+    plan = _agree_on_plan(config, topology)
+    folder, total = run_folder_of(config), config.train.total_steps
+    finished_steps = plan.finished_steps
+    if finished_steps < total:
+        with (
+            signals_request_stop(folder.stop_file, say=topology.is_first),
+            _progress(config, plan, show=topology.is_first),
+        ):
+            finished_steps = run_pretraining(
                 config,
                 identity=plan.identity,
                 init_from=plan.source,
                 stop_requested=folder.stop_file.exists,
-            )
-    finally:
-        finished.set()
-        if follower is not None:
-            follower.join()
-    sys.stdout.flush()
-    return 0 if state.step >= config.train.total_steps else STOPPED_EXIT_CODE
+            ).step
+    dist.destroy_process_group()
+    if topology.is_first:
+        return report_end(folder, finished_steps, total)
+    return 0 if finished_steps >= total else STOPPED_EXIT_CODE
 
 
-def _agree_on_plan(config: PretrainConfig, *, is_first: bool) -> RunPlan:
+def _agree_on_plan(config: PretrainConfig, topology: Topology) -> RunPlan:
     """Collective: rank 0 checks the run; what it finds, good or bad, holds for all."""
     answer: dict[str, object] = {}
-    if is_first:
+    if topology.is_first:
         try:
-            answer = {"plan": asdict(set_up_run(config))}
+            answer = {"plan": asdict(_set_up(config, topology.world_size))}
         except BadInput as error:
             answer = {"error": str(error)}
     answer = broadcast_json(answer)
     if "error" in answer:
-        raise BadInput(str(answer["error"]))
+        if topology.is_first:
+            raise BadInput(str(answer["error"]))
+        raise SystemExit(2)
     return RunPlan(**answer["plan"])  # type: ignore[arg-type]
 
 
-def _show_progress(config: PretrainConfig, plan: RunPlan, finished: threading.Event) -> None:
-    folder = run_folder_of(config)
-    with ProgressDisplay(
-        config.train.total_steps, start_step=plan.finished_steps, label=config.name
-    ) as display:
-        follow_metrics(folder.metrics_file, stop=finished, on_record=display.update)
+def _set_up(config: PretrainConfig, world_size: int) -> RunPlan:
+    if config.train.global_batch_rows < world_size:
+        raise BadInput(
+            f"train.global_batch_rows ({config.train.global_batch_rows}) is below the number of "
+            f"processes ({world_size}): each needs a row of every batch"
+        )
+    plan = check_run(config)
+    if plan.finished_steps < config.train.total_steps:
+        begin_run(config, plan)
+    return plan
+
+
+@contextmanager
+def _progress(config: PretrainConfig, plan: RunPlan, *, show: bool) -> Iterator[None]:
+    """Meanwhile, a thread brings the metrics to the display."""
+    if not show:
+        yield
+        return
+    finished = threading.Event()
+
+    def follow() -> None:
+        with ProgressDisplay(
+            config.train.total_steps, start_step=plan.finished_steps, label=config.name
+        ) as display:
+            follow_metrics(
+                run_folder_of(config).metrics_file, stop=finished, on_record=display.update
+            )
+
+    follower = threading.Thread(target=follow, name="progress")
+    follower.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        follower.join()

@@ -152,6 +152,10 @@ class ProgressDisplay:
             shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
             self._line.note(f"step {step}/{self._total_steps}  validation  {shown}")
 
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._line.note(text)
+
     def _seconds_left(self, record: Mapping[str, Any]) -> float | None:
         per_step = record.get("throughput/step_seconds")
         if self._rate_origin is not None:

@@ -35,13 +35,20 @@ class RunPlan:
 
 
 def set_up_run(config: PretrainConfig) -> RunPlan:
-    """Check data, vocabulary, first weights and the run folder; then write what a run begins with.
+    """`check_run`, then `begin_run`."""
+    plan = check_run(config)
+    begin_run(config, plan)
+    return plan
+
+
+def check_run(config: PretrainConfig) -> RunPlan:
+    """Check data, vocabulary, first weights and the run folder; writes nothing.
 
     Args:
         config: with absolute paths.
 
     Raises:
-        BadInput: one sentence on what to change; nothing is written then.
+        BadInput: one sentence on what to change.
     """
     folder = run_folder_of(config)
     vocabulary = load_vocabulary(config.model.vocab)
@@ -62,17 +69,22 @@ def set_up_run(config: PretrainConfig) -> RunPlan:
         vocab_sha256=vocabulary.sha256,
         init_fingerprint=_fingerprint(source) if source is not None else None,
     )
-    is_known = check_identity(folder, fields)
-    folder.create()
-    if not is_known:
-        write_identity(folder, fields)
-    folder.write_config(dump_yaml(config))
-    folder.stop_file.unlink(missing_ok=True)
+    check_identity(folder, fields)
     return RunPlan(
         identity=fields,
         init_from=str(source) if source is not None else None,
         finished_steps=newest.step if newest is not None else 0,
     )
+
+
+def begin_run(config: PretrainConfig, plan: RunPlan) -> None:
+    """Write what a run begins with, and take back a request to stop it."""
+    folder = run_folder_of(config)
+    folder.create()
+    if not folder.identity_file.exists():
+        write_identity(folder, plan.identity)
+    folder.write_config(dump_yaml(config))
+    folder.stop_file.unlink(missing_ok=True)
 
 
 def _fingerprint(source: Path) -> str:

@@ -1,0 +1,138 @@
+"""The last step of `make demo`: what the runs achieved, in one table, and whether they kept the promise.
+
+The sparse model must beat a unigram predictor by 0.2 nats on held-out text of its own stage, and a
+control whose tokens see only themselves must not: else the figure would prove nothing.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from distributed.errors import BadInput
+from launch.run_folder import RunFolder, read_metrics
+
+MARGIN_NATS = 0.2
+EXPORT = Path("exports/demo-pubmed")
+SENTENCE = "The patients were treated with [MASK] for six weeks."
+# name of the run, what it is, the validation set of its own stage, whether it must beat the margin
+STAGES = (
+    ("demo-general", "pretrained and pruned", "general", True),
+    ("demo-pubmed", "continued on PubMed, masks frozen", "pubmed", True),
+    ("demo-control", "control: tokens see only themselves", "general", False),
+)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one run's metrics say at its last step."""
+
+    name: str
+    what: str
+    steps: int
+    tokens: int
+    seconds: float
+    last: dict[str, Any]
+    own_set: str
+    must_learn: bool
+
+    def margin(self) -> float:
+        """Nats below the unigram predictor on the stage's own validation text."""
+        prefix = f"validation/{self.own_set}"
+        return float(self.last[f"{prefix}/unigram_loss"] - self.last[f"{prefix}/mlm_loss"])
+
+    def kept_promise(self) -> bool:
+        """Whether the margin is on the right side."""
+        return (self.margin() >= MARGIN_NATS) == self.must_learn
+
+
+def read_stage(name: str, what: str, own_set: str, must_learn: bool) -> StageResult:
+    """Sum up a run from its metrics.
+
+    Raises:
+        BadInput: the run has not been trained to the end.
+    """
+    records = read_metrics(RunFolder(Path("runs") / name).metrics_file)
+    if not records or f"validation/{own_set}/mlm_loss" not in records[-1]:
+        raise BadInput(f"runs/{name} is not complete: run `make demo`")
+    seconds, before = 0.0, 0
+    for record in records:
+        seconds += record.get("throughput/step_seconds", 0.0) * (record["step"] - before)
+        before = record["step"]
+    last = records[-1]
+    return StageResult(
+        name, what, last["step"], last["train/tokens_seen"], seconds, last, own_set, must_learn
+    )
+
+
+def build_table(results: list[StageResult]) -> Table:
+    """One row a stage."""
+    table = Table(title="MLM loss on held-out text, nats a masked token (unigram predictor's beside)")
+    for heading in ("run", "steps", "tokens", "seconds", "tokens/s", "general", "PubMed"):
+        table.add_column(heading, justify="left" if heading == "run" else "right")
+    for heading in ("below unigram", "sparsity", "of all weights", "mask digest"):
+        table.add_column(heading, justify="right")
+    for r in results:
+        losses = [
+            f"{r.last[f'validation/{s}/mlm_loss']:.3f} ({r.last[f'validation/{s}/unigram_loss']:.3f})"
+            for s in ("general", "pubmed")
+        ]
+        table.add_row(
+            f"{r.name}\n{r.what}",
+            str(r.steps),
+            f"{r.tokens:,}",
+            f"{r.seconds:.0f}",
+            f"{r.tokens / r.seconds:,.0f}",
+            *losses,
+            f"{r.margin():.3f}",
+            f"{r.last['sparsity/actual']:.1%}",
+            f"{r.last['sparsity/actual_all_weights']:.1%}",
+            r.last["sparsity/digest"],
+        )
+    return table
+
+
+def fill_in_a_fresh_process() -> list[tuple[str, float]]:
+    """The likeliest words for the mask, from the exported folder, by transformers alone."""
+    code = (
+        "import json, sys; from pathlib import Path; from bert.export import fill_mask; "
+        "print(json.dumps(fill_mask(Path(sys.argv[1]), sentence=sys.argv[2])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(EXPORT), SENTENCE],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return [(word, p) for word, p in json.loads(done.stdout.splitlines()[-1])]
+
+
+def main() -> int:
+    """Print the report; 1 if a stage broke the promise."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    try:
+        results = [read_stage(*stage) for stage in STAGES]
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    console.print(f"\n{SENTENCE}", markup=False)
+    for word, probability in fill_in_a_fresh_process():
+        console.print(f"  {probability:6.1%}  {word}", markup=False)
+    console.print()
+    console.print(build_table(results))
+    console.print("run folders   " + "  ".join(f"runs/{r.name}" for r in results))
+    console.print(f"model         {EXPORT} (AutoModelForMaskedLM.from_pretrained)")
+    console.print(f"TensorBoard   {sys.executable} -m tensorboard.main --logdir runs")
+    broken = [r.name for r in results if not r.kept_promise()]
+    if broken:
+        console.print(f"broken promise: {', '.join(broken)}, see the column 'below unigram'")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""The Ray cluster that a run uses: one that is there, or one of its own that ends with it.
+
+A cluster of its own is closed to others by a token, keeps its files in a private folder instead of
+/tmp/ray, where those of another user may be in the way, and leaves its logs in the run folder.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distributed.errors import BadInput
+from launch.configuration import LaunchConfig
+
+# Starting workers includes importing torch and DeepSpeed, slow on a cold file system.
+_GROUP_START_SECONDS = "300"
+_CONNECT_SECONDS = 5.0
+# A Unix socket's path has at most 107 characters, and Ray adds about 75 to its folder.
+_LONGEST_TEMPORARY_FOLDER = 16
+_PROJECT = Path(__file__).resolve().parent.parent
+
+
+@contextlib.contextmanager
+def ray_cluster(launch: LaunchConfig, *, log_folder: Path) -> Iterator[None]:
+    """Connect to the cluster that the configuration or RAY_ADDRESS names, or start one here.
+
+    Args:
+        launch: has the address, if any.
+        log_folder: where the logs of a cluster that was started here go, if it exists at the end.
+
+    Raises:
+        BadInput: nothing answers at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _GROUP_START_SECONDS)
+    # Without it, a lost worker is told in a paragraph of Ray's own, whatever the level of its log.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    address = launch.address or os.environ.get("RAY_ADDRESS") or "local"
+    with tempfile.TemporaryDirectory(
+        prefix="sparsebert-", dir=_short_temporary_folder(), ignore_cleanup_errors=True
+    ) as private:
+        try:
+            # Workers look for packages in the current folder of ray.init before all others: it must
+            # be ours in a checkout, and nobody's where we are installed.
+            is_installed = _PROJECT.name in ("site-packages", "dist-packages")
+            with contextlib.chdir(private if is_installed else _PROJECT):
+                if address == "local":
+                    _start(Path(private))
+                else:
+                    _connect(address)
+            yield
+        finally:
+            _leave()
+            for logs in Path(private).glob("session_2*/logs"):
+                if log_folder.is_dir():
+                    shutil.copytree(logs, log_folder, symlinks=True, dirs_exist_ok=True)
+
+
+def _leave() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def _start(folder: Path) -> None:
+    print("starting a local Ray cluster", flush=True)
+    # A token of this cluster's own: access stays closed and ~/.ray is left alone.
+    token = folder / "ray_token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    # Nobody takes this machine's node back: one process less to start.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    import ray  # only now: it reads these variables when it is imported
+
+    ray.init(
+        address="local",  # without it, Ray joins whatever cluster it finds on this machine
+        include_dashboard=False,
+        object_store_memory=200_000_000,
+        _temp_dir=str(folder),
+        **_quiet(),
+    )
+
+
+def _connect(address: str) -> None:
+    print(f"connecting to the Ray cluster at {address}", flush=True)
+    if address.startswith("ray://"):
+        raise BadInput(
+            f"launch.address or RAY_ADDRESS is {address}, and Ray Train does not work through a "
+            "Ray client: give the head node's HOST:PORT, on a machine of the cluster"
+        )
+    if address != "auto":
+        _check_that_it_answers(address)
+    import ray
+
+    try:
+        ray.init(address=address, **_quiet())
+    except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
+        raise BadInput(
+            f"the Ray cluster at {address} cannot be used ({error}): set launch.address or "
+            "RAY_ADDRESS to a cluster that runs, or neither to have one started"
+        ) from error
+
+
+def _check_that_it_answers(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"no Ray cluster answers at {address} ({error}): set launch.address or RAY_ADDRESS to "
+            "HOST:PORT of a cluster that runs, or neither to have one started"
+        ) from error
+
+
+def _quiet() -> dict[str, Any]:
+    return {"log_to_driver": False, "logging_level": "ERROR"}
+
+
+def _short_temporary_folder() -> str:
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= _LONGEST_TEMPORARY_FOLDER else "/tmp"
+
+
+def check_resources(launch: LaunchConfig) -> bool:
+    """Whether workers get a GPU each. Refuses at once what Ray would wait for without end.
+
+    Raises:
+        BadInput: the cluster cannot hold the workers.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    use_gpu = choose_gpu(launch, nodes)
+    fit = count_places(launch, nodes, use_gpu=use_gpu)
+    if fit < launch.num_workers:
+        cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+        wants = f"{launch.cpus_per_worker:g} CPU" + (" and a GPU" if use_gpu else "")
+        raise BadInput(
+            f"launch.num_workers is {launch.num_workers}, each with {wants}, but the cluster's "
+            f"{len(nodes)} node(s) with {cpus:g} CPUs and {gpus:g} GPUs hold {fit}: lower "
+            "launch.num_workers or launch.cpus_per_worker"
+        )
+    return use_gpu
+
+
+def choose_gpu(launch: LaunchConfig, nodes: list[dict[str, float]]) -> bool:
+    """Whether workers use GPUs, on nodes with these resources."""
+    if launch.use_gpu == "auto":
+        return any(node.get("GPU", 0) > 0 for node in nodes)
+    return launch.use_gpu
+
+
+def count_places(launch: LaunchConfig, nodes: list[dict[str, float]], *, use_gpu: bool) -> int:
+    """How many workers nodes with these resources hold: none is split over two."""
+    # In the ten-thousandths that Ray counts resources in: 0.3 / 0.1 is below 3 in floating point.
+    each = max(1, round(launch.cpus_per_worker * 10_000))
+    places = 0
+    for node in nodes:
+        by_cpu = round(node.get("CPU", 0) * 10_000) // each
+        places += min(by_cpu, int(node.get("GPU", 0))) if use_gpu else by_cpu
+    return places

@@ -1,0 +1,82 @@
+"""What befalls the workers, from Ray Train's controller to the driver: a JSON line an event.
+
+Light on purpose: the controller's process imports it, and needs no torch.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distributed.errors import BadInput
+
+FILE_NAME = "failures.jsonl"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failure of the worker group, told by the worker that says most about its cause."""
+
+    rank: int
+    reason: str  # one line
+    bad_input: bool = False  # the user can mend it, and a restart cannot
+
+    def __str__(self) -> str:
+        return f"worker {self.rank}: {self.reason}"
+
+
+def find_cause(errors: Mapping[int, BaseException]) -> Failure:
+    """The cause among what the workers of one group ended with, by rank.
+
+    When one worker ends, the others lose their connections to it: theirs come last.
+    """
+    failures = [_describe(rank, error) for rank, error in sorted(errors.items())]
+    return min(failures, key=lambda f: (not f.bad_input, "peer" in f.reason.lower()))
+
+
+def _describe(rank: int, error: BaseException) -> Failure:
+    if isinstance(error, BadInput):
+        return Failure(rank, str(error), bad_input=True)
+    if "actor died" in str(error):
+        return Failure(rank, "its process died")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    # A message begins with what matters, a traceback ends with it.
+    reason = lines[-1] if "Traceback" in lines[0] else f"{type(error).__name__}: {lines[0]}"
+    return Failure(rank, reason)
+
+
+class FailureTail:
+    """Reads what is new in the file that `build_callback`'s object writes."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing needs to be there yet."""
+        self._file = folder / FILE_NAME
+        self._known = 0
+
+    def poll(self) -> list[Failure]:
+        """Failures that came since the last call."""
+        try:
+            lines = self._file.read_text().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        new = [line for line in lines[self._known :] if line.endswith("\n")]
+        self._known += len(new)
+        return [Failure(**json.loads(line)) for line in new]
+
+
+def build_callback(folder: Path) -> Any:
+    """An object for ray.train.RunConfig(callbacks=...), which works in the controller's process."""
+    from ray.train import UserCallback
+
+    file = folder / FILE_NAME
+
+    class RecordFailures(UserCallback):  # type: ignore[misc]
+        def after_exception(
+            self, run_context: Any, worker_exceptions: Mapping[int, Exception]
+        ) -> None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(file, "a") as out:
+                out.write(json.dumps(vars(find_cause(worker_exceptions))) + "\n")
+
+    return RecordFailures()

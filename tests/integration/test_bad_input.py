@@ -1,0 +1,151 @@
+"""Bad input: exit code 2, one sentence on what to change, no traceback, nothing half-written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.commands import ROOT, Command, environment
+from tests.integration.conftest import VOCABULARY, Start
+
+# The real command line, once a case, in a child that need not import torch again.
+SERVER = """
+import json, os, sys
+import bert.corpora.prepare, launch.driver
+from launch.__main__ import main
+for line in sys.stdin:
+    arguments, out, err = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for descriptor, file in ((1, out), (2, err)):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        sys.argv = ["sparsebert", *arguments]
+        main()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+Refused = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def refused(workspace: Path) -> Iterator[Refused]:
+    """Run a command that must be refused and leave `runs` and `data` as they are; its sentence."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+    )
+    assert server.stdin is not None and server.stdout is not None
+    stdin, stdout = server.stdin, server.stdout
+
+    def refused(*arguments: str | Path) -> str:
+        out, err = workspace / "refused.out", workspace / "refused.err"
+        before = list_files(workspace)
+        stdin.write(json.dumps([[*map(str, arguments)], str(out), str(err)]) + "\n")
+        stdin.flush()
+        code = int(stdout.readline())
+        assert (code, out.read_text()) == (2, ""), err.read_text()
+        (line,) = err.read_text().splitlines()
+        assert line.startswith("error: ")
+        assert list_files(workspace) == before
+        return line
+
+    yield refused
+    stdin.close()
+    server.wait(60)
+
+
+def list_files(workspace: Path) -> set[Path]:
+    return {path for folder in ("runs", "data") for path in (workspace / folder).rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["train.totl_steps=3"], ["train.totl_steps", "total_steps"]),
+        (["sparsity.prune_end_step=40"], ["sparsity.prune_end_step", "train.total_steps (40)"]),
+        (["sparsity.final_sparsity=1.0"], ["sparsity.final_sparsity"]),
+        (["sparsity.final_sparsity=-0.1"], ["sparsity.final_sparsity"]),
+        (["train.global_batch_rows=1"], ["train.global_batch_rows", "launch.num_workers"]),
+        (["data.shards=no/such/folder"], ["no/such/folder"]),
+        (["model.init_from=no/such/run"], ["no/such/run", "does not exist"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else value,
+)
+def test_values(overrides: list[str], told: list[str], refused: Refused, config_file: Path) -> None:
+    sentence = refused("pretrain", config_file, "name=refused", *overrides)
+    for part in told:
+        assert part in sentence
+
+
+def test_truncated_shards(
+    refused: Refused, config_file: Path, shards: Path, workspace: Path
+) -> None:
+    copy = workspace / "truncated"
+    shutil.copytree(shards / "general", copy)
+    tokens = copy / "tokens-00000.npy"
+    os.truncate(tokens, tokens.stat().st_size - 2)
+    sentence = refused("pretrain", config_file, "name=refused", f"data.shards={copy}")
+    assert str(tokens) in sentence
+
+
+def test_shards_of_another_vocabulary(refused: Refused, config_file: Path, workspace: Path) -> None:
+    other = workspace / "other-vocab.txt"
+    lines = VOCABULARY.read_text(encoding="utf-8").splitlines(keepends=True)
+    other.write_text("".join(lines[:-1]), encoding="utf-8")
+    sentence = refused("pretrain", config_file, "name=refused", f"model.vocab={other}")
+    assert "vocab" in sentence and str(other) in sentence
+
+
+def test_first_weights_of_other_dimensions(
+    refused: Refused, config_file: Path, reference: tuple[Command, Path]
+) -> None:
+    changes = [f"model.init_from={reference[1]}", "model.intermediate_size=96"]
+    sentence = refused("pretrain", config_file, "name=refused", *changes)
+    assert "intermediate_size" in sentence and "96" in sentence and "64" in sentence
+
+
+def test_a_run_of_another_identity(
+    refused: Refused, config_file: Path, reference: tuple[Command, Path]
+) -> None:
+    sentence = refused("pretrain", config_file, "seed=6", "train.learning_rate=0.5")
+    for part in (str(reference[1]), "seed was 5 and is now 6", "train.learning_rate"):
+        assert part in sentence
+
+
+def test_pubmed_that_is_not_well_formed(refused: Refused, workspace: Path, shards: Path) -> None:
+    broken = workspace / "broken.xml"
+    broken.write_text(
+        (ROOT / "samples" / "pubmed-29768149.xml").read_text().replace("</Article>", "")
+    )
+    options = ["--source", "pubmed", "--input", broken, "--output", shards / "broken"]
+    sentence = refused("prepare", *options, "--vocab", VOCABULARY)
+    assert str(broken) in sentence
+
+
+def test_more_workers_than_the_cluster_holds(
+    config_file: Path, cluster: dict[str, str], start: Start, workspace: Path
+) -> None:
+    command = start("pretrain", config_file, "name=many", "launch.num_workers=5", env=cluster)
+    assert command.wait() == 2, command.out + command.err
+    (line,) = command.err.splitlines()
+    assert line.startswith("error: launch.num_workers is 5")
+    assert "2 CPUs" in line
+    assert not (workspace / "runs" / "many").exists()
+
+
+def test_a_cluster_that_does_not_answer(config_file: Path, start: Start, workspace: Path) -> None:
+    env = environment(RAY_ADDRESS="127.0.0.1:1")
+    command = start("pretrain", config_file, "name=alone", env=env)
+    assert command.wait() == 2, command.out + command.err
+    (line,) = command.err.splitlines()
+    assert line.startswith("error: no Ray cluster answers at 127.0.0.1:1")
+    assert not (workspace / "runs" / "alone").exists()

@@ -1,0 +1,94 @@
+"""The parts of the Ray driver that need no Ray; tests/integration has the rest."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from distributed.checkpoint import BadCheckpoint
+from distributed.errors import BadInput
+from launch.configuration import LaunchConfig
+from launch.driver import _Failures
+from launch.ray_cluster import choose_gpu, count_places
+from launch.ray_events import FILE_NAME, Failure, FailureTail, find_cause
+from launch.run_folder import RunFolder
+
+DIED = RuntimeError(
+    "A worker health check failed.\nThe actor died unexpectedly before finishing this task.\n"
+    "exit detail: Worker unexpectedly exits with a connection error code 2."
+)
+LOST = RuntimeError("[../gloo/pair.cc:534] Connection closed by peer [127.0.0.1]")
+ODD = ValueError("odd\nand long")
+TRACEBACK = RuntimeError("Traceback (most recent call last):\n  File\nKeyError: 'x'\n")
+
+
+@pytest.mark.parametrize(
+    ("errors", "cause"),
+    [
+        ({0: LOST, 1: DIED}, Failure(1, "its process died")),
+        ({0: LOST, 2: ODD, 1: BadInput("lower x")}, Failure(1, "lower x", bad_input=True)),
+        ({0: BadCheckpoint("no file")}, Failure(0, "no file", bad_input=True)),
+        ({1: ODD, 0: LOST}, Failure(1, "ValueError: odd")),
+        ({0: TRACEBACK}, Failure(0, "KeyError: 'x'")),
+        ({0: TimeoutError()}, Failure(0, "TimeoutError: ")),
+    ],
+)
+def test_the_cause_is_found(errors: dict[int, BaseException], cause: Failure) -> None:
+    assert find_cause(errors) == cause
+
+
+def test_failures_are_read_once_and_whole(tmp_path: Path) -> None:
+    tail = FailureTail(tmp_path)
+    assert tail.poll() == []
+    first, second = (json.dumps(vars(Failure(rank, "gone"))) for rank in (0, 1))
+    (tmp_path / FILE_NAME).write_text(f"{first}\n{second[:9]}")
+    assert tail.poll() == [Failure(0, "gone")]
+    (tmp_path / FILE_NAME).write_text(f"{first}\n{second}\n")
+    assert tail.poll() == [Failure(1, "gone")]
+    assert tail.poll() == []
+
+
+def test_a_restart_is_told_while_there_are_any_left(tmp_path: Path) -> None:
+    notes: list[str] = []
+    folder = RunFolder(tmp_path)
+    step = folder.checkpoints / "step-00000020"
+    step.mkdir(parents=True)
+    (step / "manifest.json").touch()
+    display: Any = SimpleNamespace(note=notes.append)
+    failures = _Failures(tmp_path, folder, 1, display)
+    for rank in (0, 1):
+        with open(tmp_path / FILE_NAME, "a") as file:
+            file.write(json.dumps(vars(Failure(rank, "gone"))) + "\n")
+        assert not failures.look()
+    assert notes == ["worker 0: gone; restarting from step 20 (0 restart(s) left)"]
+    assert failures.last == Failure(1, "gone")
+    with open(tmp_path / FILE_NAME, "a") as file:
+        file.write(json.dumps(vars(Failure(0, "mend it", bad_input=True))) + "\n")
+    assert failures.look()
+    assert failures.bad_input == Failure(0, "mend it", bad_input=True)
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("cpus_per_worker", "nodes", "places"),
+    [
+        (1, [{"CPU": 2.0}], 2),
+        (1.5, [{"CPU": 2.0}, {"CPU": 4.0}], 3),  # a worker is not split over two nodes
+        (0.1, [{"CPU": 0.3}], 3),
+        (1, [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}], 16),
+        (1, [{"GPU": 2.0}], 0),
+    ],
+)
+def test_places(cpus_per_worker: float, nodes: list[dict[str, float]], places: int) -> None:
+    launch = LaunchConfig(cpus_per_worker=cpus_per_worker)
+    assert count_places(launch, nodes, use_gpu=False) == places
+
+
+def test_places_with_gpus() -> None:
+    launch, nodes = LaunchConfig(), [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 1.0, "GPU": 4.0}]
+    assert choose_gpu(launch, nodes)
+    assert not choose_gpu(launch, [{"CPU": 8.0}])
+    assert not choose_gpu(LaunchConfig(use_gpu=False), nodes)
+    assert count_places(launch, nodes, use_gpu=True) == 3

@@ -1,0 +1,68 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.run_folder import RunFolder
+from launch.stopping import STOPPED_EXIT_CODE, report_end, signals_request_stop
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_raises_the_request(
+    tmp_path: Path, number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+    stop_file = tmp_path / "stop"
+    with signals_request_stop(stop_file):
+        assert not stop_file.exists()
+        os.kill(os.getpid(), number)
+        assert stop_file.exists()
+        os.kill(os.getpid(), number)  # at once: the same request
+    assert signal.getsignal(number) == before
+    assert capfd.readouterr().out == (
+        f"{number.name}: stopping at the next step's end, again to leave at once\n"
+    )
+
+
+def test_only_one_of_several_processes_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with signals_request_stop(tmp_path / "stop", say=False):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (tmp_path / "stop").exists()
+    assert capfd.readouterr().out == ""
+
+
+def test_a_later_signal_leaves_at_once(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path; import launch.stopping as s\n"
+        "s._SAME_REQUEST_SECONDS = 0.0\n"
+        "with s.signals_request_stop(Path(sys.argv[1])):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print('still here')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "stop")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "still here" not in done.stdout
+
+
+def test_the_end_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = RunFolder(tmp_path / "demo")
+    assert report_end(folder, 5, 5) == 0
+    assert "is complete: 5 steps" in capsys.readouterr().out
+    assert report_end(folder, 3, 5) == STOPPED_EXIT_CODE == 75
+    out = capsys.readouterr().out
+    assert "step 3 of 5" in out and "the same command continues it" in out

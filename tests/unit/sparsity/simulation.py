@@ -1,0 +1,118 @@
+"""Many ranks in one process: the pure selection, driven in lockstep over any partitioning."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from distributed.partition import Fragment
+from sparsity.masks import FragmentMask, sum_modulo_2_64
+from sparsity.threshold import Cut, NonFiniteWeights, Population, select
+
+Float32Array = npt.NDArray[np.float32]
+Bounds = Sequence[int]  # P + 1 ascending positions in a flattened parameter, from 0 to its size
+
+
+@dataclass
+class Wire:
+    """What one rank put on the wire."""
+
+    rounds: int = 0
+    bytes: int = 0
+
+
+def split_randomly(numel: int, ranks: int, rng: np.random.Generator) -> list[int]:
+    """Uneven bounds: most pieces differ, some are empty."""
+    return [0, *sorted(rng.integers(0, numel + 1, ranks - 1).tolist()), numel]
+
+
+@dataclass
+class Cluster:
+    """`ranks` simulated ranks that each hold a piece, perhaps empty, of each parameter."""
+
+    weights: Mapping[str, Float32Array]
+    bounds: Mapping[str, Bounds]
+    wire: Wire = field(default_factory=Wire)
+
+    def __post_init__(self) -> None:
+        self.ranks = len(next(iter(self.bounds.values()))) - 1
+        self.masters: list[dict[str, torch.Tensor]] = []
+        self.masks: list[dict[str, FragmentMask]] = []
+        for rank in range(self.ranks):
+            masters, masks = {}, {}
+            for slot, (name, values) in enumerate(self.weights.items()):
+                start, stop = self.bounds[name][rank : rank + 2]
+                if start < stop:
+                    masters[name] = torch.from_numpy(values[start:stop].copy())
+                    fragment = Fragment(name, start, stop - start, slot, 0, start, stop)
+                    masks[name] = FragmentMask(fragment, torch.device("cpu"))
+            self.masters.append(masters)
+            self.masks.append(masks)
+
+    def select(self, scopes: Sequence[Sequence[str]], counts: Sequence[int]) -> list[Cut]:
+        """Run all ranks' selections in lockstep; they must agree."""
+        running = [
+            select([self._populations(rank, names) for names in scopes], list(counts))
+            for rank in range(self.ranks)
+        ]
+        offered = [next(selection) for selection in running]
+        while True:
+            total = sum(offered[1:], start=offered[0].clone())
+            assert total.dtype == torch.int64
+            self.wire.rounds += 1
+            self.wire.bytes += total.numel() * 8
+            answers = [_send(selection, total) for selection in running]
+            if isinstance(answers[0], torch.Tensor):
+                offered = [a for a in answers if isinstance(a, torch.Tensor)]
+                assert len(offered) == self.ranks, "some ranks are done and others are not"
+                continue
+            assert all(answer == answers[0] for answer in answers), answers
+            if isinstance(answers[0], NonFiniteWeights):
+                raise answers[0]
+            assert isinstance(answers[0], list)
+            return answers[0]
+
+    def prune(self, scopes: Sequence[Sequence[str]], counts: Sequence[int]) -> tuple[int, int]:
+        """Select and apply; the number of pruned weights and their digest, over all ranks."""
+        cuts = self.select(scopes, counts)
+        cut_of = {name: cut for names, cut in zip(scopes, cuts, strict=True) for name in names}
+        results = [
+            mask.prune(self.masters[rank][name], cut_of[name])
+            for rank in range(self.ranks)
+            for name, mask in self.masks[rank].items()
+        ]
+        return sum(count for count, _ in results), sum_modulo_2_64([d for _, d in results])
+
+    def keep(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Whole masks, put together from the ranks' pieces."""
+        return {
+            name: np.concatenate(
+                [np.zeros(0, bool)]
+                + [(masks[name].keep != 0).numpy() for masks in self.masks if name in masks]
+            )
+            for name in self.weights
+        }
+
+    def _populations(self, rank: int, names: Sequence[str]) -> list[Population]:
+        held = self.masks[rank]
+        return [held[n].owned_population(self.masters[rank][n]) for n in names if n in held]
+
+
+class _Refusal(NonFiniteWeights):
+    """Equal to any other refusal with the same words."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Refusal) and self.args == other.args
+
+    __hash__ = NonFiniteWeights.__hash__
+
+
+def _send(selection: object, total: torch.Tensor) -> torch.Tensor | list[Cut] | _Refusal:
+    try:
+        return selection.send(total.clone())  # type: ignore[attr-defined,no-any-return]
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
+    except NonFiniteWeights as error:
+        return _Refusal(*error.args)

@@ -1,0 +1,229 @@
+"""The exact cut over simulated ranks, against numpy's sort by (magnitude, hash)."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distributed.hashing import hex_digest, name_hash
+from sparsity import masks, threshold
+from sparsity.threshold import Cut, NonFiniteWeights, Population, run, select
+from tests.unit.sparsity.oracle import expected_digest, expected_keep, position_hashes
+from tests.unit.sparsity.simulation import Cluster, Float32Array, split_randomly
+
+VALUE_BYTES = 32 * 1024  # 3 rounds of 2^11, 2^10 and 2^10 int64 counts
+TIE_BYTES = 80 * 1024  # 6 more: four of 2^11 and two of 2^10
+LARGEST, SMALLEST, DENORMAL = 3.4028235e38, 1.1754944e-38, 1e-45
+# Few values, so that most weights tie; and the ends of what fp32 can hold.
+AWKWARD = [0.0, -0.0, 0.5, -0.5, 1.0, DENORMAL, -DENORMAL, 2e-45, SMALLEST, LARGEST, -LARGEST]
+
+values = st.one_of(
+    st.sampled_from(AWKWARD),
+    st.sampled_from([0.25, -0.25]),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+)
+
+
+def parameter(max_size: int = 60) -> st.SearchStrategy[Float32Array]:
+    return st.lists(values, max_size=max_size).map(lambda v: np.array(v, np.float32))
+
+
+def check(
+    weights: Mapping[str, Float32Array],
+    bounds: Mapping[str, Sequence[int]],
+    scopes: Sequence[Sequence[str]],
+    counts: Sequence[int],
+) -> Cluster:
+    """Prune on the simulated cluster and compare masks, count and digest with the oracle's."""
+    cluster = Cluster(weights, bounds)
+    pruned, digest = cluster.prune(scopes, counts)
+    want: dict[str, np.ndarray] = {}
+    for names, count in zip(scopes, counts, strict=True):
+        want |= expected_keep({n: weights[n] for n in names}, count)
+    got = cluster.keep()
+    for name in weights:
+        assert np.array_equal(got[name], want[name]), name
+    assert pruned == sum(counts)
+    assert hex_digest(digest) == expected_digest(want)
+    return cluster
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), a=parameter(), b=parameter(12), ranks=st.integers(1, 5))
+def test_any_weights_in_any_partitions(
+    data: st.DataObject, a: Float32Array, b: Float32Array, ranks: int
+) -> None:
+    weights = {"a": a, "b": b}
+    bounds = {
+        name: [0, *sorted(data.draw(cuts(w.size, ranks))), w.size] for name, w in weights.items()
+    }
+    total = a.size + b.size
+    count = data.draw(st.one_of(st.sampled_from([0, total]), st.integers(0, total)))
+    cluster = check(weights, bounds, [["a", "b"]], [count])
+    assert cluster.wire.rounds in (3, 9)
+    assert cluster.wire.bytes <= VALUE_BYTES + TIE_BYTES
+
+
+def cuts(numel: int, ranks: int) -> st.SearchStrategy[list[int]]:
+    return st.lists(st.integers(0, numel), min_size=ranks - 1, max_size=ranks - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), tensors=st.lists(parameter(20), min_size=1, max_size=4))
+def test_per_tensor_scopes_each_have_their_own_cut(
+    data: st.DataObject, tensors: list[Float32Array]
+) -> None:
+    weights = {f"t{i}": w for i, w in enumerate(tensors)}
+    bounds = {n: [0, data.draw(st.integers(0, w.size)), w.size] for n, w in weights.items()}
+    counts = [data.draw(st.integers(0, w.size)) for w in tensors]
+    cluster = check(weights, bounds, [[name] for name in weights], counts)
+    assert cluster.wire.bytes <= len(tensors) * (VALUE_BYTES + TIE_BYTES)
+
+
+def tied_weights(numel: int, seed: int) -> Float32Array:
+    """Normal weights, an eighth of them on a coarse grid with many ties, zeros of both signs."""
+    rng = np.random.default_rng(seed)
+    w = rng.normal(0, 0.02, numel).astype(np.float32)
+    coarse = rng.random(numel) < 0.125
+    w[coarse] = (np.round(w[coarse] * 100) / 100).astype(np.float32)
+    return w
+
+
+def test_any_number_of_ranks_gives_the_same_masks() -> None:
+    weights = {"a": tied_weights(7001, 1), "b": tied_weights(1, 2), "c": tied_weights(2500, 3)}
+    rng = np.random.default_rng(4)
+    for ranks in (1, 7, 64, 512):
+        bounds = {name: split_randomly(w.size, ranks, rng) for name, w in weights.items()}
+        # Inside the zeros, inside the ties at 0.01, between ties, and all but one.
+        for count in (40, 3600, 6000, 9501)[:: 1 if ranks < 512 else 2]:
+            check(weights, bounds, [["a", "b", "c"]], [count])
+        check(weights, bounds, [["a"], ["b"], ["c"]], [3000, 1, 20])
+
+
+def test_4096_ranks() -> None:
+    weights = {"a": tied_weights(3000, 5)}
+    bounds = {"a": split_randomly(3000, 4096, np.random.default_rng(6))}
+    assert sum(a == b for a, b in zip(bounds["a"], bounds["a"][1:], strict=False)) > 1000
+    # Inside the ties at 0.01: all nine rounds.
+    assert check(weights, bounds, [["a"]], [1150]).wire.rounds == 9
+
+
+def test_pieces_of_work_do_not_change_the_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk that is shorter than a partition and does not divide it: as for a large partition."""
+    weights = {"a": tied_weights(1000, 7)}
+    for module in (threshold, masks):
+        monkeypatch.setattr(module, "CHUNK", 7)
+    for count in (40, 500):
+        check(weights, {"a": [0, 333, 1000]}, [["a"]], [count])
+
+
+@pytest.mark.parametrize("numel", [threshold.CHUNK - 1, threshold.CHUNK, 2 * threshold.CHUNK + 5])
+def test_partitions_longer_than_a_chunk(numel: int) -> None:
+    weights = {"a": tied_weights(numel, 8)}
+    check(weights, {"a": [0, numel]}, [["a"]], [int(0.9 * numel)])
+
+
+def test_updates_add_up() -> None:
+    """Pruned weights stay out of later counts, live zeros do not take their place."""
+    weights = {"a": tied_weights(900, 9), "b": tied_weights(400, 10)}
+    rng = np.random.default_rng(11)
+    cluster = Cluster(weights, {n: split_randomly(w.size, 9, rng) for n, w in weights.items()})
+    live = {name: np.ones(w.size, bool) for name, w in weights.items()}
+    moved = {name: w.copy() for name, w in weights.items()}
+    for count in (300, 0, 1, 700):
+        cluster.prune([["a", "b"]], [count])
+        live = expected_keep(moved, count, live=live)
+        assert all(np.array_equal(cluster.keep()[n], live[n]) for n in weights)
+        # A step later: pruned weights are +0.0, and some live ones have become exactly 0 too.
+        for name, w in moved.items():
+            w[rng.random(w.size) < 0.1] = 0.0
+            w *= np.where(live[name], np.float32(1.1), np.float32(0.0))
+            for rank, masters in enumerate(cluster.masters):
+                if name in masters:
+                    start, stop = cluster.bounds[name][rank : rank + 2]
+                    masters[name].copy_(torch.from_numpy(w[start:stop]))
+
+
+def test_a_pending_weight_never_counts() -> None:
+    """Pruned by the mask, not yet zero, even infinite: another weight is to be taken."""
+    weights = {"a": np.array([0.1, float("inf"), 0.3, 0.05, float("nan"), 0.2], np.float32)}
+    cluster = Cluster(weights, {"a": [0, 2, 6]})
+    for rank, pruned in ((0, 1), (1, 1), (1, 2)):  # positions 1, 3 and 4
+        cluster.masks[rank]["a"].keep[pruned] = 0
+    cluster.prune([["a"]], [2])
+    assert cluster.keep()["a"].tolist() == [False, False, True, False, False, False]
+
+
+@pytest.mark.parametrize("poison", [float("inf"), float("-inf"), float("nan"), -float("nan")])
+@pytest.mark.parametrize("count", [0, 3])
+def test_non_finite_weights_are_refused_by_all(poison: float, count: int) -> None:
+    """Only one rank holds it, in one scope, even if nothing of that scope is to be pruned."""
+    weights = {"a": tied_weights(50, 12), "b": tied_weights(40, 13)}
+    for at in (0, 39):
+        weights["b"][at] = poison
+        bounds = {"a": [0, 20, 50, 50], "b": [0, 1, 39, 40]}
+        for scopes, counts in (([["a", "b"]], [count]), ([["a"], ["b"]], [count, 0])):
+            cluster = Cluster(weights, bounds)
+            with pytest.raises(NonFiniteWeights, match="infinite or NaN"):
+                cluster.select(scopes, counts)
+            assert cluster.wire.rounds == 1
+        weights["b"][at] = 0.5
+
+
+def test_the_largest_finite_weight_is_not_refused() -> None:
+    weights = {"a": np.array([LARGEST, -LARGEST, 1.0], np.float32)}
+    check(weights, {"a": [0, 3]}, [["a"]], [2])
+
+
+def test_the_wire_without_ties_and_with() -> None:
+    rng = np.random.default_rng(14)
+    distinct = rng.permutation(np.arange(1, 2001)).astype(np.float32)
+    grid = np.ones(2000, np.float32)
+    for ranks in (1, 40):
+        bounds = {"a": split_randomly(2000, ranks, rng)}
+        without = check({"a": distinct}, bounds, [["a"]], [777])
+        assert (without.wire.rounds, without.wire.bytes) == (3, VALUE_BYTES)
+        tied = check({"a": grid}, bounds, [["a"]], [777])
+        assert tied.wire.rounds == 9
+        assert tied.wire.bytes == VALUE_BYTES + TIE_BYTES
+    # All of the ties are pruned: nothing is to be told apart.
+    whole = check({"a": grid}, {"a": [0, 5, 2000]}, [["a"]], [2000])
+    assert whole.wire.rounds == 3
+    # Only tied scopes pay for the ties.
+    both = check(
+        {"a": distinct, "b": grid}, {n: [0, 9, 2000] for n in "ab"}, [["a"], ["b"]], [5, 5]
+    )
+    assert both.wire.bytes == 2 * VALUE_BYTES + TIE_BYTES
+
+
+def test_a_cut_tells_its_threshold_and_ties() -> None:
+    weights = {"a": np.array([0.5, -0.25, 0.25, 0.25, 2.0, -0.0], np.float32)}
+    bounds = {"a": [0, 3, 6]}
+    (cut,) = Cluster(weights, bounds).select([["a"]], [3])
+    assert (cut.threshold, cut.ties) == (0.25, 3)
+    # Of the ties at positions 1, 2 and 3 the two with the smallest hashes go.
+    first_two = sorted([1, 2, 3], key=lambda i: int(position_hashes("a", 6)[i]))[:2]
+    cluster = check(weights, bounds, [["a"]], [3])
+    assert set(np.flatnonzero(~cluster.keep()["a"])) == {5, *first_two}
+    (cut,) = Cluster(weights, bounds).select([["a"]], [4])
+    assert (cut.threshold, cut.tie, cut.ties) == (0.25, None, 0)
+    (cut,) = Cluster(weights, bounds).select([["a"]], [0])
+    assert cut == Cut(-1) and cut.threshold == 0.0
+
+
+def test_run_drives_a_selection() -> None:
+    weights = torch.tensor([3.0, -1.0, 2.0])
+    population = Population(weights, torch.full((3,), -1, dtype=torch.int8), name_hash("a"), 0)
+    sent = []
+
+    def all_reduce(counts: torch.Tensor) -> torch.Tensor:
+        sent.append(counts)
+        return counts
+
+    (cut,) = run(select([[population]], [2]), all_reduce)
+    assert cut.threshold == 2.0 and len(sent) == 3
+    assert all(counts.dtype == torch.int64 for counts in sent)
+    assert [int(counts.sum()) for counts in sent][0] == 3
