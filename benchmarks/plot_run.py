@@ -1,6 +1,6 @@
 """Draw a run's sparsity and losses from its metrics.jsonl: the picture in the README.
 
-    python benchmarks/plot_run.py docs/demo.png runs/demo-general runs/demo-pubmed   # pip install .[plots]
+    python benchmarks/plot_run.py docs/demo.png runs/demo-general runs/demo-pubmed
 """
 
 import sys
@@ -28,7 +28,9 @@ def main(output: Path, runs: list[Path]) -> None:
             at = [r["step"] for r in seen]
             key = f"validation/{name}"
             lower.plot(at, [r[f"{key}/mlm_loss"] for r in seen], "o-", color=colour, label=name)
-            lower.axhline(seen[-1][f"{key}/unigram_loss"], color=colour, ls=":", label=f"{name} unigram")
+            lower.axhline(
+                seen[-1][f"{key}/unigram_loss"], color=colour, ls=":", label=f"{name} unigram"
+            )
         lower.set(xlabel="step", ylabel="MLM loss, nats", ylim=(5.8, 9.2))
         lower.legend(fontsize=8, ncol=2)
     figure.tight_layout()

@@ -120,12 +120,13 @@ class Metrics:
             self._board.close()
 
     def _throughput(self) -> dict[str, float]:
-        figures = {"memory/peak_gib": _peak_memory_bytes() / 2**30}
+        device = self._topology.device
+        figures = {"memory/peak_gib": _peak_memory_bytes(device) / 2**30}
         if self._steps:
             per_second = self._tokens / self._seconds
             figures["throughput/tokens_per_second"] = per_second
             figures["throughput/step_seconds"] = self._seconds / self._steps
-            if (peak := _peak_flops()) is not None:
+            if (peak := _peak_flops(device)) is not None:
                 achieved = per_second * self._flops_per_token / self._topology.world_size
                 figures["throughput/model_flops_utilisation"] = achieved / peak
         return figures
@@ -161,14 +162,14 @@ def render_densities(
     return np.repeat(np.repeat(colours, cell, axis=0), cell, axis=1)
 
 
-def _peak_memory_bytes() -> float:
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated())
+def _peak_memory_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
-def _peak_flops() -> float | None:
-    if not torch.cuda.is_available():
+def _peak_flops(device: torch.device) -> float | None:
+    if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name()
+    name = torch.cuda.get_device_name(device)
     return next((peak for chip, peak in _PEAK_FLOPS.items() if chip in name), None)

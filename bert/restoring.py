@@ -19,11 +19,13 @@ from torch import nn
 from bert.export import load_export
 from bert.model import ModelConfig, is_prunable, named_weights
 from bert.pretraining import TrainState
+from bert.vocabulary import load_vocabulary
 from distributed.checkpoint import MANIFEST, MASK, MASTER, Checkpoint
 from distributed.errors import BadInput
 from distributed.partition import ReadRange
 from distributed.zero import Engine
 from sparsity.controller import SparsityController
+from sparsity.schedule import SparsityConfig
 
 log = logging.getLogger(__name__)
 
@@ -74,17 +76,24 @@ def resume_start(checkpoint: Checkpoint) -> Start:
     )
 
 
-def transfer_start(source: Path, module: nn.Module, config: ModelConfig, *, frozen: bool) -> Start:
+def transfer_start(
+    source: Path,
+    module: nn.Module,
+    config: ModelConfig,
+    *,
+    sparsity: SparsityConfig | None,
+) -> Start:
     """Weights and masks of another model; optimizer, schedule and data start anew.
 
     Args:
         source: a checkpoint or a Hugging Face folder.
-        module: gives weights that a Hugging Face folder without a language modelling head lacks.
-        config: the dimensions that `source` must have.
-        frozen: masks are required: where the source has none, its zeros are the mask.
+        module: a new model: its names and sizes count, and a Hugging Face folder without a language
+            modelling head takes that from it.
+        config: the dimensions and the vocabulary that `source` must have.
+        sparsity: of the new run. Frozen masks are the source's, or its zeros where it has none.
 
     Raises:
-        BadInput: the dimensions differ, or a prunable weight is missing.
+        BadInput: `source` does not fit, or its masks would be lost.
     """
     weights, masks, digest = _read_source(source, config)
     own = {name: p.detach().float().clone().view(-1) for name, p in named_weights(module)}
@@ -100,9 +109,19 @@ def transfer_start(source: Path, module: nn.Module, config: ModelConfig, *, froz
                 f"model.init_from: {name} has {weights[name].numel()} weights in {source} and "
                 f"{value.numel()} with these model.* settings"
             )
-    if masks is None and frozen:
+    if masks is None and sparsity is not None and sparsity.schedule == "frozen":
         log.warning("%s has no mask file: its zeros are taken as the mask", source)
         masks = {name: weights[name] != 0 for name in own if is_prunable(name)}
+        if all(keep.all() for keep in masks.values()):
+            raise BadInput(
+                f"model.init_from: {source} has neither masks nor zeros, so sparsity.schedule "
+                "frozen would train a dense model: choose another schedule or source"
+            )
+    if masks is not None and sparsity is None:
+        raise BadInput(
+            f"model.init_from: {source} has masks, and without a sparsity section its zeros would "
+            "grow back: add sparsity: {schedule: frozen}"
+        )
     for name, keep in (masks or {}).items():
         weights[name] = torch.where(keep, weights[name], 0.0)
     return Start(
@@ -111,14 +130,6 @@ def transfer_start(source: Path, module: nn.Module, config: ModelConfig, *, froz
         masks=_slices(masks) if masks is not None else None,
         digest=digest,
     )
-
-
-def check_source(source: Path, config: ModelConfig) -> None:
-    """Raise BadInput unless `source` can start a model of these dimensions."""
-    if (source / MANIFEST).exists():
-        _check_dimensions(source, Checkpoint(source).state, config)
-    else:
-        load_export(source, model_config=config)
 
 
 def fill_module(module: nn.Module, start: Start) -> None:
@@ -165,6 +176,11 @@ def _read_source(
 
 def _check_dimensions(source: Path, state: Mapping[str, Any], config: ModelConfig) -> None:
     theirs = state["config"]["model"]
+    identity = state.get("identity", {}).get("model", {})
+    if identity.get("vocab_sha256") != load_vocabulary(config.vocab).sha256:
+        raise BadInput(
+            f"model.init_from: {source} was trained with another vocabulary than model.vocab"
+        )
     for name in _DIMENSIONS:
         if theirs[name] != getattr(config, name):
             raise BadInput(

@@ -130,9 +130,13 @@ def save_checkpoint(
     return final
 
 
-def remove_old(folder: Path, keep_last: int) -> None:
-    """Remove all but the newest checkpoints and what dead writers left. Rank 0 only."""
-    steps = list_steps(folder)
+def remove_old(folder: Path, *, newest: int, keep_last: int) -> None:
+    """Remove all but the last `keep_last` up to `newest`, and dead writers' parts. Rank 0 only.
+
+    Later ones are damaged, for the run started before them: they take no place from a good one and
+    are replaced when the run comes to their step.
+    """
+    steps = [step for step in list_steps(folder) if step <= newest]
     for step in steps[:-keep_last]:
         _remove(step_folder(folder, step))
     for stale in folder.glob(".step-*"):
@@ -208,12 +212,12 @@ class Checkpoint:
     def _index_file(self, file: Path, entry: Mapping[str, Any], verify: bool) -> None:
         if not file.is_file():
             raise BadCheckpoint(f"{file} is missing")
-        size = file.stat().st_size
-        if size != entry["bytes"]:
-            raise BadCheckpoint(f"{file} has {size} bytes, its manifest says {entry['bytes']}")
-        if verify and _sha256(file) != entry["sha256"]:
-            raise BadCheckpoint(f"{file} is damaged: its SHA-256 is not the manifest's")
         try:
+            size = file.stat().st_size
+            if size != entry["bytes"]:
+                raise BadCheckpoint(f"{file} has {size} bytes, its manifest says {entry['bytes']}")
+            if verify and _sha256(file) != entry["sha256"]:
+                raise BadCheckpoint(f"{file} is damaged: its SHA-256 is not the manifest's")
             with safe_open(file, framework="pt") as opened:
                 slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
                 layouts = {key: (s.get_dtype(), s.get_shape()) for key, s in slices.items()}
@@ -238,9 +242,10 @@ class Checkpoint:
                 end = start + length
             if end != self.numels.get(name):
                 raise BadCheckpoint(f"{self.path} holds {end} of {self.numels.get(name)} of {name}")
-        missing = [name for name in self.numels if (MASTER, name) not in self._index]
-        if missing:
-            raise BadCheckpoint(f"{self.path} does not hold {missing[0]}")
+        for kind in {MASTER, *self.kinds} - {MASK}:
+            for name in self.numels:
+                if (kind, name) not in self._index:
+                    raise BadCheckpoint(f"{self.path} does not hold {kind} of {name}")
 
 
 def _owned_tensors(

@@ -41,10 +41,12 @@ def broadcast_json(value: Any) -> Any:
 class AgreedFlag:
     """A yes that any rank may raise and that all ranks see at the same step.
 
-    One integer is reduced a step and read one step later, so that no step waits for it.
+    One integer is reduced a step, between hosts, and read one step later, so that no step waits.
     """
 
     def __init__(self) -> None:
+        """Collective: where devices talk by NCCL, hosts get a gloo group of their own."""
+        self._group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
 
     def agreed(self, raised: bool) -> bool:
@@ -54,7 +56,7 @@ class AgreedFlag:
             flag, work = self._pending
             work.wait()
             answer = bool(flag.item())
-        flag = _on_wire(torch.tensor([int(raised)], dtype=torch.int32))
-        work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, async_op=True)
+        flag = torch.tensor([int(raised)], dtype=torch.int32)
+        work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         self._pending = (flag, work)
         return answer

@@ -183,7 +183,11 @@ class Partition:
     def weight(self, fragment: Fragment) -> torch.Tensor:
         """The fragment's weights as the next forward reads them, in the model's precision."""
         if self._wrapper == "DeepSpeedZeroOptimizer_Stage3":
-            return self._parameters[fragment.name].ds_tensor.view(-1)[: fragment.length]  # type: ignore[attr-defined,no-any-return]
+            parameter: Any = self._parameters[fragment.name]
+            if parameter.ds_persist and parameter.data.numel() == parameter.ds_numel:
+                # Small parameters stay whole beside their partition, and the forward reads that.
+                return parameter.data.view(-1).narrow(0, fragment.start, fragment.length)  # type: ignore[no-any-return]
+            return parameter.ds_tensor.view(-1)[: fragment.length]  # type: ignore[no-any-return]
         if self.is_replicated:
             return self._parameters[fragment.name].detach().view(-1)
         flat = self._low_precision_flat(fragment.slot)
@@ -252,7 +256,7 @@ class Partition:
                 view.copy_(read[key](fragment.name, fragment.start, fragment.length))
 
     def check(self) -> None:
-        """Collective: raise on all ranks unless every weight is owned once and copies agree.
+        """Collective: raise on all ranks unless each weight is owned once and sampled copies agree.
 
         Owned ranges tile [0, numel) exactly when the hashes of their starts less those of their
         stops leave hash(0) - hash(numel): forward edges with one unit of flow from 0 to numel are

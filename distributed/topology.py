@@ -22,10 +22,10 @@ class Topology:
         return self.rank == 0
 
 
-def detect_topology() -> Topology:
+def detect_topology(*, use_gpu: bool) -> Topology:
     """Read the variables that torchrun and Ray Train set; one process on its own has none."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return Topology(
@@ -49,3 +49,8 @@ def ensure_process_group(topology: Topology, init_method: str | None = None) -> 
     dist.init_process_group(
         backend, init_method=init_method, rank=topology.rank, world_size=topology.world_size
     )
+
+
+def has_gpu_for_each_process() -> bool:
+    """Whether this machine has a GPU for each of the processes that torchrun started on it."""
+    return torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

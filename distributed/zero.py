@@ -3,6 +3,7 @@
 The only file that spells DeepSpeed's configuration keys.
 """
 
+import difflib
 import logging
 import os
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import torch
 from pydantic import Field, model_validator
 
 from distributed.config import Config
+from distributed.errors import BadInput
 from distributed.partition import NamedParameters, Partition
 
 Precision = Literal["fp32", "bf16"]
@@ -118,6 +120,7 @@ def build_engine(
     max_grad_norm: float,
     micro_batch_rows: int,
     accumulation_steps: int,
+    device: torch.device,
 ) -> Engine:
     """Collective: wrap `module`, whose weights are set, in a DeepSpeed engine with AdamW.
 
@@ -137,8 +140,9 @@ def build_engine(
         max_grad_norm: clip norm; 0 does not clip.
         micro_batch_rows: rows of one forward on one rank.
         accumulation_steps: forwards a step.
+        device: where to train; one kind a process.
     """
-    deepspeed = import_deepspeed()
+    deepspeed = import_deepspeed(device.type)
     plain = set(no_decay)
     groups = [
         {
@@ -192,11 +196,29 @@ def _deepspeed_config(
     return config
 
 
-def import_deepspeed() -> Any:
-    """Import DeepSpeed, quiet, for the device at hand; it takes seconds, so nothing else imports
-    it.
+def check_advanced(zero: ZeroConfig) -> None:
+    """Refuse keys of `zero.advanced` that DeepSpeed does not know; workers would find out late.
+
+    Raises:
+        BadInput: naming the nearest key that there is.
     """
-    if not torch.cuda.is_available():
+    if not zero.advanced:
+        return
+    import_deepspeed("cpu" if not torch.cuda.is_available() else "cuda")
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    fields = DeepSpeedZeroConfig.model_fields
+    known = {*fields, *(f.alias for f in fields.values() if f.alias)}
+    for key in zero.advanced:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            raise BadInput(f"zero.advanced has {key}, which DeepSpeed does not know{hint}")
+
+
+def import_deepspeed(device_type: str) -> Any:
+    """Import DeepSpeed, quiet, for "cpu" or "cuda"; it takes seconds, so only this imports it."""
+    if device_type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):

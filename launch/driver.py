@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distributed.checkpoint import list_steps
+from distributed.checkpoint import find_newest
 from distributed.errors import BadInput
 from launch.configuration import PretrainConfig, resolve_paths
 from launch.progress import ProgressDisplay, follow_metrics
@@ -60,7 +60,11 @@ def _build_trainer(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_
 
     return TorchTrainer(
         train_on_ray,
-        train_loop_config={"config": config.model_dump(mode="json"), "plan": asdict(plan)},
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "plan": asdict(plan),
+            "use_gpu": use_gpu,
+        },
         scaling_config=ScalingConfig(
             num_workers=config.launch.num_workers,
             use_gpu=use_gpu,
@@ -91,6 +95,7 @@ def train_on_ray(arguments: dict[str, Any]) -> None:
         config,
         identity=plan.identity,
         init_from=plan.source,
+        use_gpu=arguments["use_gpu"],
         report=lambda figures: ray.train.report(_numbers(figures)),
         stop_requested=run_folder_of(config).stop_file.exists,
     )
@@ -168,4 +173,5 @@ class _Failures:
 
 
 def _newest_step(folder: RunFolder) -> int:
-    return max(list_steps(folder.checkpoints), default=0)
+    newest, _ = find_newest(folder.checkpoints)
+    return newest.step if newest is not None else 0

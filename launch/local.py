@@ -13,7 +13,12 @@ import torch.distributed as dist
 
 from distributed.collectives import broadcast_json
 from distributed.errors import BadInput
-from distributed.topology import Topology, detect_topology, ensure_process_group
+from distributed.topology import (
+    Topology,
+    detect_topology,
+    ensure_process_group,
+    has_gpu_for_each_process,
+)
 from launch.configuration import PretrainConfig
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.run_folder import run_folder_of
@@ -28,7 +33,10 @@ def pretrain_locally(config: PretrainConfig) -> int:
     Raises:
         BadInput: in the first process; the others leave with the same exit code and no words.
     """
-    topology = detect_topology()
+    use_gpu = config.launch.use_gpu
+    if use_gpu == "auto":
+        use_gpu = has_gpu_for_each_process()
+    topology = detect_topology(use_gpu=use_gpu)
     ensure_process_group(topology)
     plan = _agree_on_plan(config, topology)
     folder, total = run_folder_of(config), config.train.total_steps
@@ -42,6 +50,7 @@ def pretrain_locally(config: PretrainConfig) -> int:
                 config,
                 identity=plan.identity,
                 init_from=plan.source,
+                use_gpu=use_gpu,
                 stop_requested=folder.stop_file.exists,
             ).step
     dist.destroy_process_group()

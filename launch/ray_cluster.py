@@ -146,6 +146,7 @@ def check_resources(launch: LaunchConfig) -> bool:
             f"launch.num_workers is {launch.num_workers}, each with {wants}, but the cluster's "
             f"{len(nodes)} node(s) with {cpus:g} CPUs and {gpus:g} GPUs hold {fit}: lower "
             "launch.num_workers or launch.cpus_per_worker"
+            + (", or set launch.use_gpu to false" if use_gpu else "")
         )
     return use_gpu
 

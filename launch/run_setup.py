@@ -1,15 +1,18 @@
 """Checks everything that can be wrong with a run before a process is started for it."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bert.corpora.shards import open_corpus
 from bert.corpora.unigram import load_unigram_counts
-from bert.restoring import check_source
-from bert.vocabulary import load_vocabulary
+from bert.model import PretrainingModel, build_model
+from bert.restoring import transfer_start
+from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.checkpoint import MANIFEST, find_newest
+from distributed.zero import check_advanced
 from launch.configuration import PretrainConfig, dump_yaml
 from launch.run_folder import (
     check_identity,
@@ -34,13 +37,6 @@ class RunPlan:
         return Path(self.init_from) if self.init_from is not None else None
 
 
-def set_up_run(config: PretrainConfig) -> RunPlan:
-    """`check_run`, then `begin_run`."""
-    plan = check_run(config)
-    begin_run(config, plan)
-    return plan
-
-
 def check_run(config: PretrainConfig) -> RunPlan:
     """Check data, vocabulary, first weights and the run folder; writes nothing.
 
@@ -57,17 +53,26 @@ def check_run(config: PretrainConfig) -> RunPlan:
         open_corpus(validation_folders, vocabulary=vocabulary, verify=True)
         for validation_folder in validation_folders:
             load_unigram_counts(validation_folder, vocabulary=vocabulary)
+    check_advanced(config.zero)
     newest, _ = find_newest(folder.checkpoints)
-    source = None
-    if config.model.init_from is not None:
+    source, init_fingerprint = None, None
+    if newest is not None:
+        # The first weights are history: their source may have moved, trained on or gone.
+        init_fingerprint = newest.state["identity"]["model"]["init_fingerprint"]
+    elif config.model.init_from is not None:
         source = resolve_source(config.model.init_from)
-        if newest is None:
-            check_source(source, config.model)
+        init_fingerprint = _fingerprint(source)
+        transfer_start(
+            source,
+            build_new_model(config, vocabulary),
+            config.model,
+            sparsity=config.sparsity,
+        )
     fields = identity(
         config,
         data_fingerprint=corpus.fingerprint,
         vocab_sha256=vocabulary.sha256,
-        init_fingerprint=_fingerprint(source) if source is not None else None,
+        init_fingerprint=init_fingerprint,
     )
     check_identity(folder, fields)
     return RunPlan(
@@ -87,15 +92,31 @@ def begin_run(config: PretrainConfig, plan: RunPlan) -> None:
     folder.stop_file.unlink(missing_ok=True)
 
 
+def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> PretrainingModel:
+    """The run's model with new weights."""
+    return build_model(
+        config.model,
+        vocab_size=vocabulary.size,
+        pad_id=vocabulary.pad_id,
+        hidden_dropout=config.train.hidden_dropout,
+        attention_dropout=config.train.attention_dropout,
+        seed=config.seed,
+    )
+
+
 def _fingerprint(source: Path) -> str:
-    """A hash of a model's content: its manifest holds checksums, a folder's weights are read."""
-    files = [source / MANIFEST] if (source / MANIFEST).exists() else _weight_files(source)
+    """A hash of a model's weights and masks, wherever and whenever they were written."""
     total = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as opened:
-            total.update(hashlib.file_digest(opened, "sha256").digest())
+    if (source / MANIFEST).exists():
+        files = json.loads((source / MANIFEST).read_text())["files"]
+        checksums = [files[name]["sha256"] for name in sorted(files)]
+    else:
+        checksums = [_sha256(file) for file in sorted(source.glob("*.safetensors"))]
+    for checksum in checksums:
+        total.update(bytes.fromhex(checksum))
     return total.hexdigest()
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

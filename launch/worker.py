@@ -15,7 +15,6 @@ from bert.corpora.batches import build_training_batches
 from bert.evaluation import build_evaluator
 from bert.metrics import Metrics, MetricsFiles
 from bert.model import (
-    build_model,
     flops_per_token,
     is_prunable,
     named_weights,
@@ -36,6 +35,7 @@ from distributed.topology import Topology, detect_topology, ensure_process_group
 from distributed.zero import build_engine
 from launch.configuration import PretrainConfig, dump_yaml
 from launch.run_folder import RunFolder, run_folder_of, truncate_metrics
+from launch.run_setup import build_new_model
 from sparsity.controller import SparsityController
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def run_pretraining(
     *,
     identity: Mapping[str, Any],
     init_from: Path | None,
+    use_gpu: bool,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> TrainState:
@@ -55,10 +56,11 @@ def run_pretraining(
         config: with absolute paths; the driver has checked it (run_setup.py).
         identity: what makes this run this run, kept in each checkpoint.
         init_from: the checkpoint or Hugging Face folder that model.init_from means.
+        use_gpu: whether each process has a GPU of its own.
         report: called after each checkpoint, equally often on all ranks.
         stop_requested: asked after each step; one rank's yes is enough.
     """
-    topology = detect_topology()
+    topology = detect_topology(use_gpu=use_gpu)
     ensure_process_group(topology)
     folder = run_folder_of(config)
     log_to_file(folder.logs / f"worker-{topology.rank}.log")
@@ -75,20 +77,12 @@ def run_pretraining(
         world_size=topology.world_size,
         cache_dir=folder.cache,
     )
-    module = build_model(
-        config.model,
-        vocab_size=vocabulary.size,
-        pad_id=vocabulary.pad_id,
-        hidden_dropout=config.train.hidden_dropout,
-        attention_dropout=config.train.attention_dropout,
-        seed=config.seed,
-    )
-    frozen = config.sparsity is not None and config.sparsity.schedule == "frozen"
+    module = build_new_model(config, vocabulary)
     checkpoint, attempt = _agree_on_start(folder, topology)
     if checkpoint is not None:
         start = resume_start(checkpoint)
     elif init_from is not None:
-        start = transfer_start(init_from, module, config.model, frozen=frozen)
+        start = transfer_start(init_from, module, config.model, sparsity=config.sparsity)
     else:
         start = fresh_start(module)
     log.info("starting from %s at step %d", start.origin, start.state.step)
@@ -106,6 +100,7 @@ def run_pretraining(
         max_grad_norm=config.train.max_grad_norm,
         micro_batch_rows=config.train.micro_batch_rows,
         accumulation_steps=batches.micro_steps,
+        device=topology.device,
     )
     sparsity = None
     if config.sparsity is not None:
@@ -151,7 +146,8 @@ def run_pretraining(
             },
         )
         if topology.is_first:
-            remove_old(folder.checkpoints, config.checkpoint.keep_last)
+            keep_last = config.checkpoint.keep_last
+            remove_old(folder.checkpoints, newest=state.step, keep_last=keep_last)
 
     try:
         return train(
@@ -189,15 +185,21 @@ def _agree_on_start(folder: RunFolder, topology: Topology) -> tuple[Checkpoint |
     """
     choice: dict[str, Any] = {}
     if topology.is_first:
-        newest, refused = find_newest(folder.checkpoints)
-        for reason in refused:
-            log.warning("passed over a damaged checkpoint: %s", reason)
-        truncate_metrics(folder.metrics_file, newest.step if newest else 0)
-        choice = {
-            "path": str(newest.path) if newest else None,
-            "attempt": f"{int(time.time())}-{uuid.uuid4().hex[:8]}",
-        }
+        try:
+            newest, refused = find_newest(folder.checkpoints)
+            for reason in refused:
+                log.warning("passed over a damaged checkpoint: %s", reason)
+            truncate_metrics(folder.metrics_file, newest.step if newest else 0)
+            choice = {
+                "path": str(newest.path) if newest else None,
+                "attempt": f"{int(time.time())}-{uuid.uuid4().hex[:8]}",
+            }
+        except Exception as error:
+            # The others wait for this broadcast: they hear of the failure instead of hanging.
+            choice = {"error": repr(error)}
     choice = broadcast_json(choice)
+    if "error" in choice:
+        raise RuntimeError(f"rank 0 could not choose a checkpoint: {choice['error']}")
     if choice["path"] is None:
         return None, choice["attempt"]
     # Rank 0 has compared the checksums; once is enough.

@@ -182,6 +182,7 @@ class SparsityController:
         self.state.pruned = dict.fromkeys(self.state.pruned, 0)
         self.state.digest = hex_digest(0)
         self._count(owned)
+        self.state.target = self.pruned_numel / self.prunable_numel
         if expected_digest is not None and self.state.digest != expected_digest:
             raise RuntimeError(
                 f"the masks' digest is {self.state.digest}, the manifest says {expected_digest}"

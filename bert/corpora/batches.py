@@ -19,13 +19,14 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from bert.corpora.masking import build_masker, masked_count
 from bert.corpora.packing import SPECIALS_PER_SEGMENT, PackedRows, pack_corpus
 from bert.corpora.randomness import Purpose, random_permutation
 from bert.corpora.shards import TokenCorpus, open_corpus
 from bert.vocabulary import Vocabulary
+from distributed.config import Config
 from distributed.errors import BadInput
 
 IGNORED_LABEL = -100
@@ -39,8 +40,8 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | Path) else value
 
 
-class DataConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class DataConfig(Config):
+    """What the model reads, and how it is cut into rows."""
 
     shards: Annotated[list[Path], BeforeValidator(_as_list), Field(min_length=1)]
     max_seq_len: int = Field(default=128, ge=8, le=512)

@@ -17,7 +17,7 @@ from bert.corpora.prepare import prepare
 from distributed.checkpoint import MASK, Checkpoint, step_folder
 from launch.configuration import PretrainConfig
 from launch.run_folder import RunFolder, read_metrics, run_folder_of
-from launch.run_setup import set_up_run
+from launch.run_setup import begin_run, check_run
 from tests.multiprocess import pool
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -131,7 +131,11 @@ def _train_here(
     known = RunPlan(**plan)
     try:
         state = run_pretraining(
-            config, identity=known.identity, init_from=known.source, stop_requested=stop_requested
+            config,
+            identity=known.identity,
+            init_from=known.source,
+            use_gpu=False,
+            stop_requested=stop_requested,
         )
     except Exception as error:  # the pool lives on: all ranks are meant to fail alike
         return {"error": f"{type(error).__name__}: {error}"}
@@ -142,7 +146,9 @@ def start(
     world_size: int, config: PretrainConfig, *, stop_after: int | None = None
 ) -> list[dict[str, Any]]:
     """Check and train or continue the run; what each rank ended with (its state, or its error)."""
-    return pool.run(world_size, _train_here, config, asdict(set_up_run(config)), stop_after)
+    plan = check_run(config)
+    begin_run(config, plan)
+    return pool.run(world_size, _train_here, config, asdict(plan), stop_after)
 
 
 def train(world_size: int, config: PretrainConfig, *, stop_after: int | None = None) -> RunFolder:

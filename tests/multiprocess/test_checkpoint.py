@@ -175,7 +175,7 @@ def test_the_newest_good_one_is_found_and_old_ones_go(tmp_path: Path) -> None:
     assert newest is not None and newest.step == 2
     assert len(refused) == 1 and "rank-00000" in refused[0]
     (tmp_path / ".step-00000009.dead").mkdir()
-    remove_old(tmp_path, keep_last=2)
+    remove_old(tmp_path, newest=3, keep_last=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 

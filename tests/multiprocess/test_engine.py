@@ -32,8 +32,7 @@ def reference_gradients(step: int) -> dict[str, torch.Tensor]:
 
 
 def sgd_gradient(setup: dict[str, Any], accumulation: int) -> tuple[dict[str, torch.Tensor], float]:
-    """The gradient that the optimizer saw, from Adam's first moment: exp_avg = (1 - beta1) * grad.
-    """
+    """The gradient that the optimizer saw: exp_avg = (1 - beta1) * grad after one step."""
     engine = toy_engine(**setup, accumulation=accumulation, max_grad_norm=0.0)
     backward(engine, 0, accumulation=accumulation)
     assert engine.step(0.0)

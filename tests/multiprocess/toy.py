@@ -81,6 +81,7 @@ def toy_engine(
         max_grad_norm=max_grad_norm,
         micro_batch_rows=1,
         accumulation_steps=accumulation,
+        device=torch.device("cpu"),
     )
     engine.partition.write_masters(lambda n, start, length: state[n][start : start + length])
     engine.partition.write_moments({}, 0)

@@ -400,6 +400,13 @@ def test_other_folders_are_neither_listed_nor_removed(template: Path, tmp_path: 
         shutil.copytree(template, tmp_path / name)
     (tmp_path / "step-00000070").mkdir()  # never committed
     assert list_steps(tmp_path) == [50, 60, 123456789]
-    remove_old(tmp_path, keep_last=1)
+    remove_old(tmp_path, newest=123456789, keep_last=1)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == sorted(["step-123456789", "step-00000070", *others])
+
+
+def test_later_damaged_ones_take_no_place_from_good_ones(template: Path, tmp_path: Path) -> None:
+    for step in (40, 50, 100):
+        shutil.copytree(template, tmp_path / f"step-{step:08d}")
+    remove_old(tmp_path, newest=50, keep_last=1)  # the run went back from a damaged 100
+    assert list_steps(tmp_path) == [50, 100]

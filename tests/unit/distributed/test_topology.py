@@ -16,22 +16,22 @@ def test_torchruns_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name, value in zip(VARIABLES, ("5", "8", "1"), strict=True):
         monkeypatch.setenv(name, value)
-    assert detect_topology() == Topology(5, 8, 1, torch.device("cpu"))
-    assert not detect_topology().is_first
+    assert detect_topology(use_gpu=False) == Topology(5, 8, 1, torch.device("cpu"))
+    assert not detect_topology(use_gpu=False).is_first
 
 
 def test_one_process_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert detect_topology() == Topology(0, 1, 0, torch.device("cpu"))
-    assert detect_topology().is_first
+    assert detect_topology(use_gpu=False) == Topology(0, 1, 0, torch.device("cpu"))
+    assert detect_topology(use_gpu=False).is_first
 
 
 SCRIPT = """
 import torch, torch.distributed as dist
 from distributed.topology import detect_topology, ensure_process_group
-topology = detect_topology()
+topology = detect_topology(use_gpu=False)
 ensure_process_group(topology)
 ensure_process_group(topology)  # a launcher may have joined already
 total = torch.ones(1)
