@@ -20,7 +20,7 @@ demo: setup
 	$(BIN)/sparsebert prepare --source pubmed --input samples/pubmed.xml.gz samples/pubmed-29768149.xml --output data/pubmed --vocab samples/vocab.txt
 	$(BIN)/sparsebert pretrain configs/demo_general.yaml
 	$(BIN)/sparsebert pretrain configs/demo_pubmed.yaml
-	$(BIN)/sparsebert pretrain configs/demo_control.yaml
+	$(BIN)/sparsebert pretrain configs/demo_control.yaml --local
 	$(BIN)/sparsebert export runs/demo-pubmed exports/demo-pubmed
 	$(BIN)/python -m launch.demo
 

@@ -1,6 +1,6 @@
 """Draw a run's sparsity and losses from its metrics.jsonl: the picture in the README.
 
-    python benchmarks/plot_run.py docs/demo.png runs/demo-general runs/demo-pubmed
+python benchmarks/plot_run.py docs/demo.png runs/demo-general runs/demo-pubmed
 """
 
 import sys

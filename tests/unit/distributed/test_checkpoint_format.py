@@ -274,7 +274,7 @@ FIRST = "rank-00000.safetensors"
         (lambda m: m.update(parameters=list(NUMELS)), "damaged at parameters"),
         (lambda m: m["parameters"].update({"encoder.bias": None}), "damaged at parameters.enc"),
         (lambda m: m["parameters"].update({"encoder.bias": 8}), "7 of 8 of encoder.bias"),
-        (lambda m: m["parameters"].update(more=1), "does not hold more"),
+        (lambda m: m["parameters"].update(more=1), "does not hold \\w+ of more"),
         (lambda m: m["parameters"].pop("encoder.bias"), "of None of encoder.bias"),
         (lambda m: m["files"].pop(FIRST), "does not continue"),
         (lambda m: m.update(files={}), "does not hold"),

@@ -55,7 +55,7 @@ def test_every_real_document_is_in_one_split_as_encoded(
         for ids in documents(open_corpus([output], vocabulary=vocabulary))
     ]
     assert sorted(found) == sorted(ids.tolist() for ids in vocabulary.encode(wanted))
-    assert report.documents + report.validation_documents == 144
+    assert report.documents + report.validation_documents == 160
     assert report.validation_documents > 0 and not report.already_done
 
 
