@@ -1,8 +1,8 @@
 """The last step of `make demo`: what the runs achieved, in one table, and whether it is enough.
 
 The sparse model must be well below a unigram predictor on held-out general text, and below it on
-PubMed after the second stage (a hundred times less text than it wants). A control whose tokens see
-only themselves must not be: else the figures would prove nothing.
+PubMed after the second stage, whose text is small. A control whose tokens see only themselves must
+not be: else the figures would prove nothing.
 """
 
 import json

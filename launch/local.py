@@ -1,7 +1,9 @@
 """Training without Ray: one process, or torchrun's. The same worker function as under Ray.
 
-sparsebert pretrain configs/demo_general.yaml --local
-torchrun --nproc-per-node 2 -m launch pretrain configs/demo_general.yaml
+    sparsebert pretrain configs/demo_general.yaml --local
+    torchrun --nproc-per-node 2 -m launch pretrain configs/demo_general.yaml
+
+Only the first process writes to the terminal.
 """
 
 import threading
