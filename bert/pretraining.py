@@ -114,8 +114,8 @@ def train(
     while state.step < config.total_steps and not stopping:
         step = state.step
         metrics.begin_step()
-        if sparsity is not None and sparsity.is_due(step):
-            sparsity.update_masks(step)
+        if sparsity is not None:
+            sparsity.update(step)
         masked_tokens = batches.global_masked_tokens(step)
         for micro_step, micro_batch in enumerate(batches.micro_batches(step)):
             if config.hidden_dropout or config.attention_dropout:

@@ -15,6 +15,7 @@ wrong under `round_robin_gradients` (measured with 0.19.8). Tensors are looked u
 never kept, because DeepSpeed replaces them when it moves its states.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,8 @@ class Partition:
         self._parameters = dict(named_parameters)
         self.rank: int = engine.global_rank
         self.world_size: int = engine.dp_world_size
-        self.numels = {name: _full_numel(p) for name, p in named_parameters}
+        self.shapes = {name: _full_shape(p) for name, p in named_parameters}
+        self.numels = {name: math.prod(shape) for name, shape in self.shapes.items()}
         wrapper = type(engine.optimizer).__name__
         layouts = {
             "DeepSpeedZeroOptimizer": self._flat_fragments,
@@ -288,9 +290,9 @@ def _whole(name: str, start: int, length: int, slot: int, offset: int) -> Fragme
     return Fragment(name, start, length, slot, offset, start, start + length)
 
 
-def _full_numel(parameter: torch.nn.Parameter) -> int:
-    # Stage 3 leaves an empty tensor in place of the parameter and keeps its size beside it.
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+def _full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    # Stage 3 leaves an empty tensor in place of the parameter and keeps its shape beside it.
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _edge_hashes(name: str, start: int, stop: int) -> torch.Tensor:

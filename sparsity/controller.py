@@ -1,8 +1,4 @@
-"""Prunes a DeepSpeed engine's masters while it trains. Usable on any engine, in three lines:
-
-    sparsity = SparsityController(config, partition, prunable=names, optimizer=base_optimizer)
-    if sparsity.is_due(step): sparsity.update_masks(step)        # before the step's batches
-    sparsity.mask_gradients()                                    # after the last backward
+"""Prunes a DeepSpeed engine's masters while it trains.
 
 An update only computes masks. They are enforced where it costs least and reaches every copy of a
 weight: in the hook that torch runs right after the base optimizer has changed the fp32 masters,
@@ -23,9 +19,12 @@ from distributed.hashing import hex_digest
 from distributed.partition import Fragment, Partition
 from sparsity import schedule
 from sparsity.masks import FragmentMask, sum_modulo_2_64
+from sparsity.pattern_name import PatternName
+from sparsity.patterns import MasksDoNotFit, Pattern, SingleWeights, find_cuts
 from sparsity.schedule import SparsityConfig
+from sparsity.structured import Blocks, NofM
 from sparsity.targets import build_scopes
-from sparsity.threshold import Cut, run, select
+from sparsity.threshold import run
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,8 @@ class SparsityController:
         self.config = config
         self.state = SparsityState(pruned=dict.fromkeys(prunable, 0))
         self._partition = partition
-        self._scopes = build_scopes(config, prunable, partition.numels)
+        self._scopes = build_scopes(config, prunable, partition.shapes)
+        self._pattern = PatternName.parse(config.pattern)
         self._masks = {
             f: FragmentMask(f, partition.master(f).device)
             for f in partition.fragments
@@ -100,41 +100,41 @@ class SparsityController:
         return sum(self.state.pruned.values())
 
     def is_due(self, step: int) -> bool:
-        """Whether `update_masks` is called before the batches of `step`; alike on all ranks."""
+        """Whether `update` changes the masks before the batches of `step`; alike on all ranks."""
         return schedule.is_due(self.config, step)
 
-    def update_masks(self, step: int) -> None:
-        """Collective: prune up to the schedule's target by one exact threshold a scope.
+    def update(self, step: int) -> bool:
+        """Collective: called before the batches of each step; prune if the schedule says so.
 
         Pruned weights stay pruned. The masks take effect in the next applied optimizer step.
 
         Raises:
             NonFiniteWeights: on all ranks, if a prunable weight is infinite or NaN.
         """
+        if not self.is_due(step):
+            return False
         started = time.perf_counter()
-        target = schedule.compute_target(self.config, step)
+        counts = [s.pruned_count(self.config, step) for s in self._scopes]
         wanted = [
-            max(0, s.pruned_count(target) - sum(self.state.pruned[n] for n in s.names))
-            for s in self._scopes
+            max(0, k - sum(self.state.pruned[n] for n in s.names))
+            for k, s in zip(counts, self._scopes, strict=True)
         ]
         self._wire_bytes = 0
-        cuts = run(select(self._populations(), wanted), self._counted_all_reduce)
-        newly = self._prune(cuts)
-        if newly != sum(wanted):
-            raise RuntimeError(f"{newly} weights were pruned instead of {sum(wanted)}")
-        self.state.target = float(target)
-        if newly:
-            self.state.threshold = max(cut.threshold for cut in cuts)
+        ties, thresholds = self._prune(wanted)
+        self.state.target = sum(counts) / self.prunable_numel
+        if any(wanted):
+            self.state.threshold = max(thresholds)
             self.state.pending = True
-        self.state.ties = sum(cut.ties for cut in cuts)
-        self.state.churn = newly / self.prunable_numel
+        self.state.ties = ties
+        self.state.churn = sum(wanted) / self.prunable_numel
         self.state.last_update_step = step
         self._update_seconds = time.perf_counter() - started
+        return True
 
     def mask_gradients(self) -> None:
         """Zero pruned weights' gradients: out of the clip norm and of Adam's moments. Local.
 
-        Called after the step's last backward and before its update.
+        Called after the step's last backward and before its update (`attach` does).
         """
         masks = list(self._masks.values())
         gradients = self._partition.gradients([m.fragment for m in masks])
@@ -209,22 +209,34 @@ class SparsityController:
         wrong = all_reduce_sum(wrong)
         return next((name for name, count in zip(names, wrong, strict=True) if count), None)
 
-    def _populations(self) -> list[list[Any]]:
-        by_name: dict[str, list[Any]] = {}
-        for f, mask in self._masks.items():
-            if f.owned_start < f.owned_stop:
-                population = mask.owned_population(self._partition.master(f))
-                by_name.setdefault(f.name, []).append(population)
-        return [[p for name in s.names for p in by_name.get(name, [])] for s in self._scopes]
-
-    def _prune(self, cuts: Sequence[Cut]) -> int:
-        """Collective: apply one cut a scope to the masks; the number newly pruned."""
-        before = self.pruned_numel
+    def _prune(self, wanted: Sequence[int]) -> tuple[int, list[float]]:
+        """Collective: prune `wanted[s]` more weights of each scope; ties and thresholds."""
+        pattern = self._build_pattern()
+        rounds = find_cuts(pattern, list(self._masks.values()), self._scopes, wanted)
+        cuts = run(rounds, self._counted_all_reduce)
         cut_of = {name: cut for s, cut in zip(self._scopes, cuts, strict=True) for name in s.names}
+        before = self.pruned_numel
         self._count(
-            {f: m.prune(self._partition.master(f), cut_of[f.name]) for f, m in self._masks.items()}
+            {
+                f: mask.prune(pattern.selected(mask, cut_of[f.name]))
+                for f, mask in self._masks.items()
+                if cut_of[f.name].bits >= 0
+            }
         )
-        return self.pruned_numel - before
+        if self.pruned_numel - before != sum(wanted):
+            raise MasksDoNotFit(
+                f"{self.pruned_numel - before} of {sum(wanted)} weights were pruned"
+            )
+        return sum(cut.ties for cut in cuts), [cut.threshold for cut in cuts]
+
+    def _build_pattern(self) -> Pattern:
+        masters = {mask: self._partition.master(f) for f, mask in self._masks.items()}
+        if self._pattern.kind == "unstructured":
+            return SingleWeights(masters)
+        kind = NofM if self._pattern.kind == "n_of_m" else Blocks
+        shapes = {name: self._partition.shapes[name] for name in self.state.pruned}
+        rank, ranks = self._partition.rank, self._partition.world_size
+        return kind(self._pattern, shapes, masters, rank=rank, ranks=ranks)
 
     def _count(self, owned: dict[Fragment, tuple[int, int]]) -> None:
         """Collective: add each fragment's (count, digest) to the global state."""

@@ -9,19 +9,39 @@ arithmetic is on integers and fractions, so every rank computes the same count w
 another.
 """
 
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from distributed.config import Config
+from sparsity.pattern_name import PatternName
+
+
+class SparsityGroup(Config):
+    """Prunable parameters with a target of their own."""
+
+    match: str = Field(description="shell pattern of parameter names, e.g. *.attention.*")
+    final_sparsity: float = Field(ge=0, lt=1)
 
 
 class SparsityConfig(Config):
     """Which share of the prunable weights is zero, and from which step to which."""
 
     scope: Literal["global", "per_tensor"] = Field(
-        "global", description="one threshold for all prunable weights, or one for each tensor"
+        "global",
+        description="one threshold for all prunable weights (of a group), or one for each tensor",
+    )
+    groups: list[SparsityGroup] = Field(
+        default_factory=list,
+        description="parameters with another final_sparsity and a threshold of their own; the "
+        "first group that matches a name takes it, final_sparsity is for the rest",
+    )
+    pattern: str = Field(
+        "unstructured",
+        description="unstructured; N:M, e.g. 2:4, keeps at most 2 of 4 neighbouring inputs; "
+        "ROWSxCOLUMNS, e.g. 4x1, prunes whole blocks",
     )
     schedule: Literal["cubic", "linear", "one_shot", "frozen"] = Field(
         "cubic",
@@ -44,12 +64,24 @@ class SparsityConfig(Config):
                     f"sparsity.prune_end_step ({self.prune_end_step}) is before "
                     f"sparsity.prune_start_step ({self.prune_start_step})"
                 )
-        if self.initial_sparsity > self.final_sparsity:
-            raise ValueError(
-                f"sparsity.initial_sparsity ({self.initial_sparsity}) is above "
-                f"sparsity.final_sparsity ({self.final_sparsity}): a pruned weight stays pruned"
-            )
+        most = PatternName.parse(self.pattern).max_sparsity
+        for field, final in self._finals():
+            if self.initial_sparsity > final:
+                raise ValueError(
+                    f"sparsity.initial_sparsity ({self.initial_sparsity}) is above "
+                    f"sparsity.{field} ({final}): a pruned weight stays pruned"
+                )
+            if Fraction(str(final)) > most:
+                raise ValueError(
+                    f"sparsity.{field} is {final}, but sparsity.pattern {self.pattern} prunes at "
+                    f"most {float(most):g}"
+                )
         return self
+
+    def _finals(self) -> Iterator[tuple[str, float]]:
+        yield "final_sparsity", self.final_sparsity
+        for i, group in enumerate(self.groups):
+            yield f"groups.{i}.final_sparsity", group.final_sparsity
 
     @property
     def last_update_step(self) -> int | None:
@@ -67,10 +99,13 @@ def is_due(config: SparsityConfig, step: int) -> bool:
     return step == last or (step - config.prune_start_step) % config.prune_interval_steps == 0
 
 
-def compute_target(config: SparsityConfig, step: int) -> Fraction:
-    """The sparsity that the schedule asks for at `step`, exactly."""
+def compute_target(
+    config: SparsityConfig, step: int, final_sparsity: float | None = None
+) -> Fraction:
+    """The sparsity that the schedule asks for at `step`, exactly; a group has its own final one."""
+    final_sparsity = config.final_sparsity if final_sparsity is None else final_sparsity
     # str() gives the decimal that the user wrote: 0.9 means 9/10, not the nearest binary float.
-    initial, final = Fraction(str(config.initial_sparsity)), Fraction(str(config.final_sparsity))
+    initial, final = Fraction(str(config.initial_sparsity)), Fraction(str(final_sparsity))
     last = config.last_update_step
     if last is None or step >= last:
         return final

@@ -5,6 +5,11 @@ selection) on the 31 bits of |w|: in each of three rounds every rank counts its 
 11, 10 and 10 bits, the int64 counts are summed over the ranks, and all ranks follow the bin that
 holds the k-th weight. That is 32 KiB a scope on the wire, whatever the number of weights or ranks.
 
+Large scopes are first narrowed: a sample's histograms (19 bits, 20 KiB) give a bracket that holds
+the cut almost surely, one pass over the weights counts those below it and collects the few in it,
+and the radix runs on these alone. If the counts show that the bracket missed, the radix runs on
+everything: the answer is the same.
+
 Equal magnitudes at the cut are told apart by the hash of their logical position: a further radix
 selection on 64 bits, in six small rounds, only when it is needed. So exactly k weights are pruned
 and the same ones for every partitioning.
@@ -13,45 +18,32 @@ and the same ones for every partitioning.
 drives it with the real all-reduce; a test drives thousands of simulated ranks in lockstep.
 """
 
-from collections.abc import Callable, Generator, Sequence
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from distributed.hashing import position_hash, unsigned_order
+from sparsity.population import NON_FINITE, Population
 
-Selection = Generator[torch.Tensor, torch.Tensor, "list[Cut]"]
+T = TypeVar("T")
+# Code that yields int64 counts of this rank and is sent their sum over all ranks.
+Rounds = Generator[torch.Tensor, torch.Tensor, T]
+Selection = Rounds["list[Cut]"]
 
-_MAGNITUDE = 0x7FFFFFFF
-_FIRST_NON_FINITE_BIN = 0x7F8  # bits >= 0x7F800000 are infinity and NaN
-_VALUE_DIGITS = ((20, 11), (10, 10), (0, 10))  # (shift, bits), most significant first
-_TIE_DIGITS = ((53, 11), (42, 11), (31, 11), (20, 11), (10, 10), (0, 10))
-# Elements worked on at a time: temporaries stay in cache and add nothing to the memory of a rank.
-CHUNK = 1 << 18
+_VALUE_BITS, _TIE_BITS = 31, 64
+_DIGIT_BITS = 11
+_SAMPLE_BITS = (11, 8)  # the digits of a bracket's ends
+SAMPLE_SIZE = 1 << 17  # weights of all ranks together; a bracket then holds about 1 % of a scope
+SAMPLE_MARGIN = 5.0  # standard deviations of the sample's quantile, on each side
+_WIDEST = 1 / 16  # share of the sample; where more weights are nearly equal, nothing is gained
+BRACKET_FROM = 1 << 21  # live weights; a smaller scope is counted as fast without a sample
 
 
 class NonFiniteWeights(RuntimeError):
     """A prunable weight is infinite or NaN, so magnitudes have no order. Raised on all ranks."""
-
-
-@dataclass(frozen=True)
-class Population:
-    """One fragment's prunable weights: fp32 `weights` [n], `keep` int8 [n] (-1 live, 0 pruned).
-
-    `uid` and `start` give each weight its logical position, for ties.
-    """
-
-    weights: torch.Tensor
-    keep: torch.Tensor
-    uid: int
-    start: int
-
-    def chunks(self) -> Generator[tuple[torch.Tensor, torch.Tensor, int], None, None]:
-        """(bits of |w| int32 [c], live bool [c], logical index of the first) piece by piece."""
-        bits = self.weights.view(torch.int32)
-        for at in range(0, bits.numel(), CHUNK):
-            piece = bits[at : at + CHUNK] & _MAGNITUDE
-            yield piece, self.keep[at : at + CHUNK] != 0, self.start + at
 
 
 @dataclass(frozen=True)
@@ -75,37 +67,36 @@ class Cut:
 
     def selects(self, bits: torch.Tensor, uid: int, index: int) -> torch.Tensor:
         """Bool [c]: which of the magnitudes `bits` int32 [c], from logical `index` on, are cut."""
-        if self.bits < 0:
-            return torch.zeros_like(bits, dtype=torch.bool)
-        if self.tie is None:
-            return bits <= self.bits
-        selected = bits < self.bits
-        at = (bits == self.bits).nonzero().view(-1)
-        if at.numel():
-            hashes = unsigned_order(position_hash(uid, at + index))
-            selected[at] = hashes <= self.tie
+        selected = bits <= self.bits
+        if self.tie is not None:
+            at = (bits == self.bits).nonzero().view(-1)
+            if at.numel():
+                hashes = unsigned_order(position_hash(uid, at + index))
+                selected[at] = hashes <= self.tie
         return selected
 
 
-def run(selection: Selection, all_reduce: Callable[[torch.Tensor], torch.Tensor]) -> list[Cut]:
-    """Collective: drive `select` with the sum over all ranks."""
+def run(rounds: Rounds[T], all_reduce: Callable[[torch.Tensor], torch.Tensor]) -> T:
+    """Collective: drive `rounds` with the sum over all ranks."""
     try:
-        counts = next(selection)
+        counts = next(rounds)
         while True:
-            counts = selection.send(all_reduce(counts))
+            counts = rounds.send(all_reduce(counts))
     except StopIteration as done:
-        cuts: list[Cut] = done.value
-        return cuts
+        result: T = done.value
+        return result
 
 
-def select(scopes: Sequence[Sequence[Population]], counts: Sequence[int]) -> Selection:
+def select(
+    scopes: Sequence[Sequence[Population]], counts: Sequence[int], live: Sequence[int]
+) -> Selection:
     """Find, for each scope, the cut that prunes exactly `counts[s]` of its live weights.
 
     Args:
         scopes: for each scope, this rank's populations; scopes are alike on all ranks, populations
             not.
-        counts: live weights to prune in each scope; at least 0 and at most the scope's live
-            weights.
+        counts: live weights to prune in each scope; at least 0 and at most `live[s]`.
+        live: live weights of each scope over all ranks.
 
     Returns:
         By StopIteration: one Cut a scope, the same on all ranks.
@@ -113,115 +104,179 @@ def select(scopes: Sequence[Sequence[Population]], counts: Sequence[int]) -> Sel
     Raises:
         NonFiniteWeights: on all ranks, if any live weight of any scope is not finite.
     """
-    digits = [_Digits(scope, _value_chunks) for scope in scopes]
-    wanted = list(counts)
-    for shift, bits in _VALUE_DIGITS:
-        total = yield torch.stack([d.histogram(shift, bits) for d in digits])
-        if shift == _VALUE_DIGITS[0][0] and int(total[:, _FIRST_NON_FINITE_BIN:].sum()):
-            raise NonFiniteWeights("a prunable weight is infinite or NaN")
-        equal = _narrow(digits, total, wanted, bits)
-    cuts = [Cut(d.prefix) if k else Cut(-1) for d, k in zip(digits, counts, strict=True)]
+    brackets = yield from _narrow(scopes, counts, live)
+    searches = [
+        brackets[s] if s in brackets else _Search(_LiveBits(scope), counts[s])
+        for s, scope in enumerate(scopes)
+    ]
+    whole = [search for s, search in enumerate(searches) if s not in brackets]
+    yield from _radix(whole, _VALUE_BITS, check_finite=True)
+    yield from _radix(list(brackets.values()), max((b.bits for b in brackets.values()), default=0))
+    cuts = [Cut(s.low + s.prefix if k else -1) for s, k in zip(searches, counts, strict=True)]
 
-    tied = [s for s, k in enumerate(counts) if k and wanted[s] < equal[s]]
-    if not tied:
-        return cuts
-    ties = [_Digits(scopes[s], _tie_chunks(cuts[s].bits)) for s in tied]
-    left = [wanted[s] for s in tied]
-    for shift, bits in _TIE_DIGITS:
-        total = yield torch.stack([t.histogram(shift, bits) for t in ties])
-        same = _narrow(ties, total, left, bits)
-    for s, tie, rest, count in zip(tied, ties, left, same, strict=True):
-        if rest != count:
+    ties = {
+        s: _Search([p.hashes_at(cuts[s].bits) for p in scope], searches[s].wanted)
+        for s, scope in enumerate(scopes)
+        if counts[s] and searches[s].wanted < searches[s].size
+    }
+    yield from _radix(list(ties.values()), _TIE_BITS)
+    for s, tie in ties.items():
+        if tie.wanted != tie.size:
             raise RuntimeError("two weights of equal magnitude share a 64-bit position hash")
         hash_bits = tie.prefix - (1 << 64) if tie.prefix >= 1 << 63 else tie.prefix
         order = int(unsigned_order(torch.tensor(hash_bits)))
-        cuts[s] = Cut(cuts[s].bits, tie=order, ties=equal[s])
+        cuts[s] = Cut(cuts[s].bits, tie=order, ties=searches[s].size)
     return cuts
 
 
-class _Digits:
-    """One scope's radix state on this rank: the prefix found so far and the keys that share it."""
+class _Search:
+    """One scope's radix search for the `wanted`-th smallest key, on this rank's `keys`.
+
+    `prefix` is the digits found so far; `wanted` becomes the rest among the `size` keys, over all
+    ranks, that share them. Keys are what was looked for, less `low`, and have `bits` bits.
+    """
 
     def __init__(
-        self,
-        scope: Sequence[Population],
-        chunks: Callable[[Population], Generator[torch.Tensor, None, None]],
+        self, keys: Iterable[torch.Tensor], wanted: int, *, low: int = 0, bits: int = _VALUE_BITS
     ) -> None:
-        self.prefix = 0
-        self._scope, self._chunks = scope, chunks
-        self._keys: list[torch.Tensor] | None = None  # None: every key of the scope
+        self.wanted, self.low, self.bits = wanted, low, bits
+        self.prefix, self.size = 0, 0
+        self._keys = keys  # iterated twice, then kept
 
     def histogram(self, shift: int, bits: int) -> torch.Tensor:
-        """Counts int64 [2^bits] of this rank's keys, with the prefix found so far, by the next
-        digit.
-        """
-        counts = torch.zeros(1 << bits, dtype=torch.int64)
-        if self._keys is None:
-            for population in self._scope:
-                for keys in self._chunks(population):
-                    counts += _bincount(keys, shift, bits)
-        else:
-            for keys in self._keys:
-                counts += _bincount(keys, shift, bits)
+        """Counts int64 [2^bits] of the keys that share the prefix, by their next digit."""
         self._shift, self._bits = shift, bits
-        return counts
+        return _histogram(self._keys, shift, bits)
 
-    def follow(self, digit: int) -> None:
-        """Keep the keys whose last counted digit is `digit`."""
+    def follow(self, total: torch.Tensor) -> None:
+        """Keep the keys in the bin of `total` int64 [2^bits] that holds the wanted one."""
+        digit, before = _find(total, self.wanted)
+        self.wanted -= before
+        self.size = int(total[digit])
         self.prefix = (self.prefix << self._bits) | digit
-        kept = []
-        sources = (
-            (keys for p in self._scope for keys in self._chunks(p))
-            if self._keys is None
-            else iter(self._keys)
-        )
-        for keys in sources:
-            match = keys[_digit(keys, self._shift, self._bits) == digit]
-            if match.numel():
-                kept.append(match)
-        self._keys = [torch.cat(kept)] if kept else []
+        kept = [k[_digit(k, self._shift, self._bits) == digit] for k in self._keys]
+        self._keys = [k for k in kept if k.numel()]
+
+
+def _radix(
+    searches: Sequence[_Search], key_bits: int, *, check_finite: bool = False
+) -> Rounds[None]:
+    """Run the searches side by side, most significant digit first."""
+    if not searches:
+        return
+    rounds = -(-key_bits // _DIGIT_BITS)
+    shift = key_bits
+    for i in range(rounds):
+        bits = -(-shift // (rounds - i))
+        shift -= bits
+        total = yield torch.stack([search.histogram(shift, bits) for search in searches])
+        if check_finite and i == 0 and int(total[:, NON_FINITE >> shift :].sum()):
+            raise NonFiniteWeights("a prunable weight is infinite or NaN")
+        for search, row in zip(searches, total, strict=True):
+            search.follow(row)
 
 
 def _narrow(
-    digits: Sequence[_Digits], total: torch.Tensor, wanted: list[int], bits: int
-) -> list[int]:
-    """Follow in each scope the bin that holds the wanted-th key; `wanted` becomes the rest in it.
+    scopes: Sequence[Sequence[Population]], counts: Sequence[int], live: Sequence[int]
+) -> Rounds[dict[int, _Search]]:
+    """The search within a bracket for each large scope whose bracket holds its cut."""
+    large = [s for s, n in enumerate(live) if n >= BRACKET_FROM and counts[s]]
+    if not large:
+        return {}
+    samples = [[p.sample(max(1, live[s] // SAMPLE_SIZE)) for p in scopes[s]] for s in large]
+    ends = yield from _bracket(samples, [counts[s] / live[s] for s in large])
+    found = [
+        (s, low, high, [p.inside(low, high) for p in scopes[s]])
+        for s, (low, high) in zip(large, ends, strict=True)
+        if low < high
+    ]
+    if not found:
+        return {}
+    total = yield torch.tensor(
+        [
+            [
+                sum(i.below for i in ins),
+                sum(i.keys.numel() for i in ins),
+                sum(i.non_finite for i in ins),
+            ]
+            for *_, ins in found
+        ]
+    )
+    if int(total[:, 2].sum()):
+        raise NonFiniteWeights("a prunable weight is infinite or NaN")
+    brackets = {}
+    for (s, low, high, ins), (below, inside, _) in zip(found, total.tolist(), strict=True):
+        if below < counts[s] <= below + inside:
+            keys = [i.keys for i in ins]
+            bits = max(1, (high - low - 1).bit_length())
+            brackets[s] = _Search(keys, counts[s] - below, low=low, bits=bits)
+    return brackets
 
-    Returns the number of keys in that bin, over all ranks.
+
+def _bracket(
+    samples: Sequence[Sequence[torch.Tensor]], quantiles: Sequence[float]
+) -> Rounds[list[tuple[int, int]]]:
+    """Magnitude bits [low, high) that almost surely hold each quantile; empty if not worth while.
+
+    A sample's count below a quantile q is binomial: its standard deviation is sqrt(m q (1 - q)).
     """
-    sizes = []
-    for s, scope in enumerate(digits):
-        cumulative = total[s].cumsum(0)
-        if wanted[s]:
-            digit = int(torch.searchsorted(cumulative, wanted[s]))
-            wanted[s] -= int(cumulative[digit] - total[s, digit])
-        else:
-            digit = 0
-        sizes.append(int(total[s, digit]))
-        scope.follow(digit)
-    return sizes
+    first, second = _SAMPLE_BITS
+    shift = _VALUE_BITS - first
+    total = yield torch.stack([_histogram(keys, shift, first) for keys in samples])
+    targets, found = [], []
+    for s, q in enumerate(quantiles):
+        m = int(total[s].sum())
+        margin = SAMPLE_MARGIN * math.sqrt(m * q * (1 - q)) + SAMPLE_MARGIN
+        targets.append((math.floor(m * q - margin), math.ceil(m * q + margin), m))
+        found.append([_find(total[s], min(max(t, 1), max(m, 1))) for t in targets[s][:2]])
+    ends = [(s, digit) for s, pair in enumerate(found) for digit, _ in pair]
+    total = yield torch.stack(
+        [
+            _histogram([k[(k >> shift) == digit] for k in samples[s]], shift - second, second)
+            for s, digit in ends
+        ]
+    )
+    brackets = []
+    for s, (lowest, highest, m) in enumerate(targets):
+        bits, ranks = [], []
+        for end, target in enumerate((lowest, highest)):
+            digit, before = found[s][end]
+            row = total[2 * s + end]
+            inner, below = _find(row, min(max(target - before, 1), max(int(row.sum()), 1)))
+            bits.append(((digit << second) | inner) << (shift - second))
+            ranks.append(before + below + end * int(row[inner]))
+        low = bits[0] if lowest >= 1 else 0
+        high = min(bits[1] + (1 << (shift - second)), NON_FINITE) if highest <= m else NON_FINITE
+        brackets.append((low, high) if ranks[1] - ranks[0] <= m * _WIDEST else (0, 0))
+    return brackets
 
 
-def _value_chunks(population: Population) -> Generator[torch.Tensor, None, None]:
-    for bits, live, _ in population.chunks():
-        yield bits[live]
+def _find(total: torch.Tensor, wanted: int) -> tuple[int, int]:
+    """The bin of `total` int64 [bins] that holds the wanted-th key, and the keys before it."""
+    if wanted == 0:
+        return 0, 0
+    cumulative = total.cumsum(0)
+    bin_ = min(int(torch.searchsorted(cumulative, wanted)), total.numel() - 1)
+    return bin_, int(cumulative[bin_] - total[bin_])
 
 
-def _tie_chunks(
-    at_bits: int,
-) -> Callable[[Population], Generator[torch.Tensor, None, None]]:
-    def chunks(population: Population) -> Generator[torch.Tensor, None, None]:
-        for bits, live, index in population.chunks():
-            at = ((bits == at_bits) & live).nonzero().view(-1)
-            if at.numel():
-                yield position_hash(population.uid, at + index)
+class _LiveBits:
+    """The live magnitudes' bits of a scope, read anew at each iteration: nothing is copied."""
 
-    return chunks
+    def __init__(self, scope: Sequence[Population]) -> None:
+        self._scope = scope
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for population in self._scope:
+            yield from population.live_bits()
 
 
 def _digit(keys: torch.Tensor, shift: int, bits: int) -> torch.Tensor:
     return (keys >> shift) & ((1 << bits) - 1)
 
 
-def _bincount(keys: torch.Tensor, shift: int, bits: int) -> torch.Tensor:
-    return torch.bincount(_digit(keys, shift, bits), minlength=1 << bits).cpu()
+def _histogram(keys: Iterable[torch.Tensor], shift: int, bits: int) -> torch.Tensor:
+    counts = torch.zeros(1 << bits, dtype=torch.int64)
+    for piece in keys:
+        counts += torch.bincount(_digit(piece, shift, bits), minlength=1 << bits).cpu()
+    return counts

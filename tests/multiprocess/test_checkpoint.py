@@ -41,7 +41,7 @@ def attach(engine: Any) -> SparsityController:
 def train(engine: Any, sparsity: SparsityController, first: int, last: int) -> None:
     for step in range(first, last):
         if sparsity.is_due(step):
-            sparsity.update_masks(step)
+            sparsity.update(step)
         backward(engine, step)
         sparsity.mask_gradients()
         sparsity.after_step(engine.step(1e-2))

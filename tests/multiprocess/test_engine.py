@@ -63,7 +63,7 @@ def norm_with_masks(setup: dict[str, Any]) -> tuple[float, float, float]:
     config = SparsityConfig(schedule="one_shot", final_sparsity=0.5, prune_start_step=0)
     optimizer = engine.deepspeed_engine.basic_optimizer
     sparsity = SparsityController(config, engine.partition, prunable=PRUNABLE, optimizer=optimizer)
-    sparsity.update_masks(0)
+    sparsity.update(0)
     backward(engine, 0)
     sparsity.mask_gradients()
     assert engine.step(0.0)
@@ -123,7 +123,7 @@ def poisoned_step(setup: dict[str, Any], poisoned_rank: int) -> tuple[bool, bool
         prunable=PRUNABLE,
         optimizer=engine.deepspeed_engine.basic_optimizer,
     )
-    sparsity.update_masks(0)
+    sparsity.update(0)
     before = gather_masters(engine)
     x, y = batch(0)
     if engine.partition.rank == poisoned_rank:

@@ -95,7 +95,7 @@ def check_training(setup: dict[str, Any]) -> list[str]:
     for step in range(7):
         if sparsity.is_due(step):
             masters = gather_masters(engine)
-            sparsity.update_masks(step)
+            sparsity.update(step)
             count = compute_pruned_count(compute_target(CUBIC, step), total)
             keep = oracle_keep(masters, keep, count)
             masks = gather(engine, {f: m.keep != 0 for f, m in sparsity._masks.items()})
@@ -130,7 +130,7 @@ def one_shot_digest(setup: dict[str, Any]) -> str:
     engine = toy_engine(**setup)
     config = SparsityConfig(schedule="one_shot", final_sparsity=0.5, prune_start_step=0)
     sparsity = attach(engine, config)
-    sparsity.update_masks(0)
+    sparsity.update(0)
     assert sparsity.state.ties > 1, "the toy's weights are meant to tie"
     return sparsity.state.digest
 
@@ -152,7 +152,7 @@ def trained_hash(setup: dict[str, Any], sparse: bool) -> str:
         sparsity = attach(engine, zero)
     for step in range(4):
         if sparse and sparsity.is_due(step):
-            sparsity.update_masks(step)
+            sparsity.update(step)
         backward(engine, step)
         if sparse:
             sparsity.mask_gradients()

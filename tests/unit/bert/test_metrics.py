@@ -159,7 +159,7 @@ def test_sparsity_figures_and_densities_once_an_update(tmp_path: Path) -> None:
     metrics = metrics_in(tmp_path)
     for step in range(5):
         if sparsity.is_due(step):
-            sparsity.update_masks(step)
+            sparsity.update(step)
         metrics.flush(step + 1, sparsity)
     metrics.close()
     total = sum(numels.values())

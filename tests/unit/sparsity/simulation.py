@@ -9,7 +9,11 @@ import torch
 
 from distributed.partition import Fragment
 from sparsity.masks import FragmentMask, sum_modulo_2_64
-from sparsity.threshold import Cut, NonFiniteWeights, Population, select
+from sparsity.pattern_name import PatternName
+from sparsity.patterns import MasksDoNotFit, Pattern, SingleWeights, find_cuts
+from sparsity.structured import Blocks, NofM
+from sparsity.targets import Scope
+from sparsity.threshold import Cut, NonFiniteWeights
 
 Float32Array = npt.NDArray[np.float32]
 Bounds = Sequence[int]  # P + 1 ascending positions in a flattened parameter, from 0 to its size
@@ -34,6 +38,8 @@ class Cluster:
 
     weights: Mapping[str, Float32Array]
     bounds: Mapping[str, Bounds]
+    pattern: str = "unstructured"
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     wire: Wire = field(default_factory=Wire)
 
     def __post_init__(self) -> None:
@@ -53,9 +59,12 @@ class Cluster:
 
     def select(self, scopes: Sequence[Sequence[str]], counts: Sequence[int]) -> list[Cut]:
         """Run all ranks' selections in lockstep; they must agree."""
+        unit = PatternName.parse(self.pattern).unit_numel
+        wide = [Scope(tuple(n), sum(self.weights[i].size for i in n), 0, unit) for n in scopes]
+        self.patterns = [self._build_pattern(rank) for rank in range(self.ranks)]
         running = [
-            select([self._populations(rank, names) for names in scopes], list(counts))
-            for rank in range(self.ranks)
+            find_cuts(pattern, list(self.masks[rank].values()), wide, list(counts))
+            for rank, pattern in enumerate(self.patterns)
         ]
         offered = [next(selection) for selection in running]
         while True:
@@ -69,8 +78,8 @@ class Cluster:
                 assert len(offered) == self.ranks, "some ranks are done and others are not"
                 continue
             assert all(answer == answers[0] for answer in answers), answers
-            if isinstance(answers[0], NonFiniteWeights):
-                raise answers[0]
+            if isinstance(answers[0], _Refusal):
+                raise answers[0].error
             assert isinstance(answers[0], list)
             return answers[0]
 
@@ -79,9 +88,10 @@ class Cluster:
         cuts = self.select(scopes, counts)
         cut_of = {name: cut for names, cut in zip(scopes, cuts, strict=True) for name in names}
         results = [
-            mask.prune(self.masters[rank][name], cut_of[name])
+            mask.prune(self.patterns[rank].selected(mask, cut_of[name]))
             for rank in range(self.ranks)
             for name, mask in self.masks[rank].items()
+            if cut_of[name].bits >= 0
         ]
         return sum(count for count, _ in results), sum_modulo_2_64([d for _, d in results])
 
@@ -95,18 +105,22 @@ class Cluster:
             for name in self.weights
         }
 
-    def _populations(self, rank: int, names: Sequence[str]) -> list[Population]:
-        held = self.masks[rank]
-        return [held[n].owned_population(self.masters[rank][n]) for n in names if n in held]
+    def _build_pattern(self, rank: int) -> Pattern:
+        masters = {mask: self.masters[rank][name] for name, mask in self.masks[rank].items()}
+        name = PatternName.parse(self.pattern)
+        if name.kind == "unstructured":
+            return SingleWeights(masters)
+        kind = NofM if name.kind == "n_of_m" else Blocks
+        return kind(name, self.shapes, masters, rank=rank, ranks=self.ranks)
 
 
-class _Refusal(NonFiniteWeights):
-    """Equal to any other refusal with the same words."""
+@dataclass(frozen=True)
+class _Refusal:
+    """Equal to any other refusal of the same kind and words."""
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Refusal) and self.args == other.args
-
-    __hash__ = NonFiniteWeights.__hash__
+    kind: type
+    words: str
+    error: Exception = field(compare=False)
 
 
 def _send(selection: object, total: torch.Tensor) -> torch.Tensor | list[Cut] | _Refusal:
@@ -114,5 +128,5 @@ def _send(selection: object, total: torch.Tensor) -> torch.Tensor | list[Cut] | 
         return selection.send(total.clone())  # type: ignore[attr-defined,no-any-return]
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]
-    except NonFiniteWeights as error:
-        return _Refusal(*error.args)
+    except (NonFiniteWeights, MasksDoNotFit) as error:
+        return _Refusal(type(error), str(error), error)

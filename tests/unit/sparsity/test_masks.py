@@ -11,7 +11,9 @@ from distributed.hashing import hex_digest, name_hash
 from distributed.partition import Fragment
 from sparsity import masks
 from sparsity.masks import FragmentMask, apply_keep, sum_modulo_2_64
-from sparsity.threshold import CHUNK, Cut
+from sparsity.patterns import SingleWeights
+from sparsity.population import CHUNK
+from sparsity.threshold import Cut
 from tests.unit.sparsity.oracle import expected_digest, position_hashes
 
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -105,15 +107,14 @@ def test_packing_layout() -> None:
 
 def test_prune_counts_and_digests_what_this_rank_owns(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replicated master: the mask covers all of it, the figures only the owned share."""
-    monkeypatch.setattr(masks, "CHUNK", 16)
-    monkeypatch.setattr("sparsity.threshold.CHUNK", 16)
+    monkeypatch.setattr("sparsity.population.CHUNK", 16)
     master = torch.arange(50, dtype=torch.float32) * 0.125
     cut = Cut(int(torch.tensor([2.5]).view(torch.int32)))  # |w| <= 2.5: positions 0 to 20
     total, digest = 0, 0
     for owned in ((0, 7), (7, 19), (19, 19), (19, 50)):
         mask = FragmentMask(fragment(0, 50, owned), torch.device("cpu"))
         mask.keep[3] = masks.PRUNED  # earlier
-        count, part = mask.prune(master, cut)
+        count, part = mask.prune(SingleWeights({mask: master}).selected(mask, cut))
         assert torch.equal(mask.keep != 0, master > 2.5)
         total, digest = total + count, digest + part
         earlier = int(owned[0] <= 3 < owned[1])

@@ -1,0 +1,104 @@
+"""What is pruned together and ranked against what: single weights, N of M inputs, or blocks.
+
+Every pattern turns this rank's fragments into `Population`s for the exact selection, and the cut
+that was found back into masks. `NofM` and `Blocks` (structured.py) ask the ranks for the pieces of
+units that straddle two of them; single weights need nothing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from sparsity.masks import FragmentMask
+from sparsity.population import Population
+from sparsity.targets import Scope
+from sparsity.threshold import Cut, Rounds, select
+
+
+class MasksDoNotFit(RuntimeError):
+    """Masks that were loaded are not of the pattern that is to continue them. On all ranks."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}: the masks that were loaded do not fit sparsity.pattern")
+
+
+class Pattern(Protocol):
+    """How fragments are ranked. Made anew for each update."""
+
+    def exchange(self) -> Rounds[None]:
+        """Learn from the other ranks what the ranking of this rank's fragments needs."""
+        ...
+
+    def population(self, mask: FragmentMask) -> Population:
+        """What this rank counts of the fragment."""
+        ...
+
+    def selected(self, mask: FragmentMask, cut: Cut) -> Iterator[tuple[int, torch.Tensor]]:
+        """(offset in the fragment, bool [c]) piece by piece: what `cut` prunes of it."""
+        ...
+
+
+class SingleWeights:
+    """Every weight on its own."""
+
+    def __init__(self, masters: Mapping[FragmentMask, torch.Tensor]) -> None:
+        self._masters = masters
+
+    def exchange(self) -> Rounds[None]:
+        """Nothing to learn."""
+        yield from ()
+
+    def population(self, mask: FragmentMask) -> Population:
+        """The owned part of the fragment."""
+        keep = None if mask.keep.all() else mask.keep  # the first update need not look at it
+        return owned_part(
+            Population(self._masters[mask], keep, mask.uid, mask.fragment.start), mask
+        )
+
+    def selected(self, mask: FragmentMask, cut: Cut) -> Iterator[tuple[int, torch.Tensor]]:
+        """Weights up to the cut."""
+        whole = Population(self._masters[mask], None, mask.uid, mask.fragment.start)
+        return selected_weights(whole, cut)
+
+
+def find_cuts(
+    pattern: Pattern,
+    masks: Sequence[FragmentMask],
+    scopes: Sequence[Scope],
+    wanted: Sequence[int],
+) -> Rounds[list[Cut]]:
+    """One cut a scope that prunes `wanted[s]` more of its weights, whole units of the pattern.
+
+    Raises:
+        NonFiniteWeights: on all ranks, if a live weight is infinite or NaN.
+        MasksDoNotFit: on all ranks, if the pattern leaves too few weights to choose from.
+    """
+    yield from pattern.exchange()
+    by_name: dict[str, list[Population]] = {}
+    for mask in masks:
+        if mask.fragment.owned_start < mask.fragment.owned_stop:
+            by_name.setdefault(mask.fragment.name, []).append(pattern.population(mask))
+    populations = [[p for name in s.names for p in by_name.get(name, [])] for s in scopes]
+    units = [k // s.unit_numel for k, s in zip(wanted, scopes, strict=True)]
+    counted = yield torch.tensor([sum(p.count_live() for p in scope) for scope in populations])
+    live = [int(n) for n in counted]
+    for k, n, scope in zip(units, live, scopes, strict=True):
+        if k > n:
+            raise MasksDoNotFit(f"{k} units of {scope.names[0]}... are to go and {n} may")
+    return (yield from select(populations, units, live))
+
+
+def owned_part(population: Population, mask: FragmentMask) -> Population:
+    """The part of a fragment's population that this rank owns."""
+    owned = mask.fragment.owned
+    keep = None if population.keep is None else population.keep[owned]
+    return Population(population.weights[owned], keep, population.uid, mask.fragment.owned_start)
+
+
+def selected_weights(population: Population, cut: Cut) -> Iterator[tuple[int, torch.Tensor]]:
+    """(offset, bool [c]) piece by piece: the live weights that `cut` selects."""
+    for bits, at in population.chunks():
+        selected = cut.selects(bits, population.uid, population.start + at)
+        live = population.live(at, at + bits.numel())
+        yield at, selected if live is None else selected & live

@@ -1,0 +1,151 @@
+"""What a threshold ranges over: live magnitudes on this rank, as bit patterns, read in one pass.
+
+Magnitudes of finite floats order like the 31 low bits of their fp32 pattern, so everything here
+compares integers. On CPU the passes are numpy's (vectorised compares, which leave the interpreter's
+lock) over pieces that stay in cache, one thread per torch thread; elsewhere they are torch's.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from distributed.hashing import position_hash
+
+MAGNITUDE = 0x7FFFFFFF
+NON_FINITE = 0x7F800000  # the bits of infinity; NaNs lie above
+# Weights worked on at a time: temporaries stay in cache and add next to nothing to a rank's memory.
+CHUNK = 1 << 17
+_DEVICE_CHUNK = 1 << 24  # on a GPU a launch costs more than memory traffic
+
+T = TypeVar("T")
+
+
+def chunk_size(device: torch.device) -> int:
+    """Weights worked on at a time on `device`."""
+    return CHUNK if device.type == "cpu" else _DEVICE_CHUNK
+
+
+@dataclass(frozen=True)
+class Inside:
+    """One pass's answer for a bracket [low, high) of magnitude bits.
+
+    `below` counts live weights under it and `non_finite` those that are infinite or NaN; `keys`
+    int32 [c] are the bits, less `low`, of the live weights in it.
+    """
+
+    below: int
+    keys: torch.Tensor
+    non_finite: int
+
+
+@dataclass(frozen=True)
+class Population:
+    """One run of a parameter's weights: fp32 `weights` [n], `keep` int8 [n] (-1 live, 0 not).
+
+    `keep` None means that all are live. `uid` and `start` give each weight its logical position,
+    for ties. What is ranked need not be a weight: blocks are ranked by their scores.
+    """
+
+    weights: torch.Tensor
+    keep: torch.Tensor | None
+    uid: int
+    start: int
+
+    def count_live(self) -> int:
+        """Number of live weights."""
+        return self.weights.numel() if self.keep is None else int(torch.count_nonzero(self.keep))
+
+    def chunks(self) -> Iterator[tuple[torch.Tensor, int]]:
+        """(bits of |w| int32 [c], offset of the first) piece by piece, live or not."""
+        bits, size = self.weights.view(torch.int32), chunk_size(self.weights.device)
+        for at in range(0, bits.numel(), size):
+            yield bits[at : at + size] & MAGNITUDE, at
+
+    def live(self, at: int, stop: int) -> torch.Tensor | None:
+        """Bool [stop - at]: which weights of that range are live; None if all are."""
+        return None if self.keep is None else self.keep[at:stop] != 0
+
+    def live_bits(self) -> Iterator[torch.Tensor]:
+        """Bits of the live magnitudes, int32, piece by piece."""
+        for bits, at in self.chunks():
+            live = self.live(at, at + bits.numel())
+            yield bits if live is None else bits[live]
+
+    def sample(self, stride: int) -> torch.Tensor:
+        """Bits of the live magnitudes among every `stride`-th weight, int32 [m]."""
+        bits = self.weights[::stride].contiguous().view(torch.int32) & MAGNITUDE
+        return bits if self.keep is None else bits[self.keep[::stride] != 0]
+
+    def hashes_at(self, at_bits: int) -> torch.Tensor:
+        """Position hashes, int64, of the live weights whose magnitude has exactly these bits."""
+        scan = _host_equal if self._on_host else _device_equal
+        positions = torch.cat(self._scan(lambda at, stop: scan(self, at, stop, at_bits)))
+        return position_hash(self.uid, positions + self.start)
+
+    def inside(self, low: int, high: int) -> Inside:
+        """Count below the bracket and collect what is in it, in one pass."""
+        scan = _host_inside if self._on_host else _device_inside
+        pieces = self._scan(lambda at, stop: scan(self, at, stop, low, high))
+        return Inside(
+            sum(p.below for p in pieces),
+            torch.cat([p.keys for p in pieces]),
+            sum(p.non_finite for p in pieces),
+        )
+
+    @property
+    def _on_host(self) -> bool:
+        return self.weights.device.type == "cpu"
+
+    def _scan(self, work: Callable[[int, int], T]) -> list[T]:
+        """`work(at, stop)` for each piece, in order; at least one, perhaps empty."""
+        total, size = self.weights.numel(), chunk_size(self.weights.device)
+        ranges = [(at, min(at + size, total)) for at in range(0, max(total, 1), size)]
+        threads = torch.get_num_threads() if self._on_host else 1
+        if threads == 1 or len(ranges) < 2 * threads:
+            return [work(*r) for r in ranges]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(lambda r: work(*r), ranges))
+
+
+def _host_inside(population: Population, at: int, stop: int, low: int, high: int) -> Inside:
+    bits = population.weights[at:stop].numpy().view(np.uint32) & np.uint32(MAGNITUDE)
+    live = None if population.keep is None else population.keep[at:stop].numpy() != 0
+    non_finite = 0
+    if bits.max(initial=0) >= NON_FINITE:
+        wrong = bits >= NON_FINITE
+        non_finite = int(np.count_nonzero(wrong if live is None else wrong & live))
+    below = bits < low
+    bits -= np.uint32(low)  # wraps around below the bracket, so one comparison is enough
+    inside = bits < np.uint32(high - low)
+    if live is not None:
+        below &= live
+        inside &= live
+    keys = torch.from_numpy(bits[inside].view(np.int32))
+    return Inside(int(np.count_nonzero(below)), keys, non_finite)
+
+
+def _device_inside(population: Population, at: int, stop: int, low: int, high: int) -> Inside:
+    bits = population.weights[at:stop].view(torch.int32) & MAGNITUDE
+    live = population.live(at, stop)
+    below, inside, wrong = bits < low, (bits >= low) & (bits < high), bits >= NON_FINITE
+    if live is not None:
+        below, inside, wrong = below & live, inside & live, wrong & live
+    counts = torch.stack([below.sum(), wrong.sum()]).tolist()
+    return Inside(int(counts[0]), bits[inside] - low, int(counts[1]))
+
+
+def _host_equal(population: Population, at: int, stop: int, bits: int) -> torch.Tensor:
+    equal = (population.weights[at:stop].numpy().view(np.uint32) & np.uint32(MAGNITUDE)) == bits
+    if population.keep is not None:
+        equal &= population.keep[at:stop].numpy() != 0
+    return torch.from_numpy(np.flatnonzero(equal) + at)
+
+
+def _device_equal(population: Population, at: int, stop: int, bits: int) -> torch.Tensor:
+    equal = (population.weights[at:stop].view(torch.int32) & MAGNITUDE) == bits
+    live = population.live(at, stop)
+    return (equal if live is None else equal & live).nonzero().view(-1) + at

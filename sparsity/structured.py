@@ -1,0 +1,304 @@
+"""N:M and block patterns, ranked exactly even where a unit lies on several ranks.
+
+A parameter [outputs, inputs] is cut into *stripes*, the shortest runs of its flattened weights that
+hold whole units: M neighbouring inputs, or (for blocks of several rows) a row of blocks. A rank
+ranks the stripes it holds whole by itself. Those that are cut by a partition's boundary it shares:
+each rank adds its part to a table of int64, the tables are summed over the ranks, and integers have
+one sum in any order. The cost on the wire is the table, 8 bytes a number:
+
+    N:M      M numbers a boundary
+    RxC      inputs / C numbers a boundary (one number where R is 1)
+
+and a boundary is one for each pair of neighbouring ranks and flat buffer (stages 1 and 2) or
+parameter (stage 3). Stage 0 has none.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sparsity.masks import FragmentMask
+from sparsity.pattern_name import PatternName
+from sparsity.patterns import owned_part, selected_weights
+from sparsity.population import CHUNK, MAGNITUDE, Population
+from sparsity.threshold import Cut, NonFiniteWeights, Rounds
+
+_EXPONENTS = 256  # values of fp32's exponent field; the last is infinity and NaN
+
+
+@dataclass(frozen=True)
+class Stripes:
+    """How one parameter is cut into stripes of `extent` weights, each of `units` units."""
+
+    extent: int
+    units: int
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, pattern: PatternName, shape: Sequence[int]) -> "Stripes":
+        """The stripes of a parameter [outputs, inputs] that `pattern` divides."""
+        rows = pattern.rows if pattern.kind == "blocks" else 1
+        if rows == 1:
+            return cls(pattern.columns, 1, 1, pattern.columns)
+        return cls(rows * shape[1], shape[1] // pattern.columns, rows, pattern.columns)
+
+    def touched(self, start: int, stop: int) -> tuple[int, int]:
+        """Stripes [first, last) that hold weights of [start, stop)."""
+        return start // self.extent, -(-stop // self.extent)
+
+    def partial(self, start: int, stop: int) -> list[int]:
+        """Stripes that hold weights of [start, stop), a non-empty range, and others."""
+        ends = {at // self.extent for at in (start, stop) if at % self.extent}
+        return sorted(ends)
+
+    def chunks(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+        """Runs of stripes [first, last) and the weights [begin, end) of [start, stop) in them."""
+        first, last = self.touched(start, stop)
+        step = max(1, CHUNK // self.extent)
+        for stripe in range(first, last, step):
+            end = min(stripe + step, last)
+            yield stripe, end, max(start, stripe * self.extent), min(stop, end * self.extent)
+
+
+class _Structured:
+    """What both patterns share: stripes, and the table for those that lie on several ranks."""
+
+    def __init__(
+        self,
+        pattern: PatternName,
+        shapes: Mapping[str, Sequence[int]],
+        masters: Mapping[FragmentMask, torch.Tensor],
+        *,
+        rank: int,
+        ranks: int,
+    ) -> None:
+        self.pattern = pattern
+        self._masters, self._rank, self._ranks = masters, rank, ranks
+        self._stripes = {name: Stripes.of(pattern, shape) for name, shape in shapes.items()}
+        self._place: dict[tuple[str, int], slice] = {}
+        self._table_size = 0
+
+    def _width(self, name: str) -> int:
+        """Numbers that a stripe of this parameter takes in the table."""
+        raise NotImplementedError
+
+    def _partial(self, mask: FragmentMask) -> list[int]:
+        f = mask.fragment
+        return self._stripes[f.name].partial(f.start, f.start + f.length)
+
+    def _find_shared(self) -> Rounds[None]:
+        """Agree on the table's layout: how many stripes each rank shares, then which."""
+        names = list(self._stripes)
+        mine = [(names.index(m.fragment.name), s) for m in self._masters for s in self._partial(m)]
+        counts = torch.zeros(self._ranks, dtype=torch.int64)
+        counts[self._rank] = len(mine)
+        counts = yield counts
+        listed = torch.zeros((int(counts.sum()), 2), dtype=torch.int64)
+        if not len(listed):
+            return
+        at = int(counts[: self._rank].sum())
+        listed[at : at + len(mine)] = torch.tensor(mine, dtype=torch.int64).view(-1, 2)
+        listed = yield listed
+        for row, stripe in torch.unique(listed, dim=0).tolist():
+            name = names[row]
+            stop = self._table_size + self._width(name)
+            self._place[name, stripe] = slice(self._table_size, stop)
+            self._table_size = stop
+
+    def _share(
+        self, parts: Mapping[FragmentMask, Mapping[int, torch.Tensor]]
+    ) -> Rounds[torch.Tensor]:
+        """The table, int64: the sum over ranks of their `parts` of shared stripes."""
+        table = torch.zeros(self._table_size, dtype=torch.int64)
+        for mask, by_stripe in parts.items():
+            for stripe, numbers in by_stripe.items():
+                table[self._place[mask.fragment.name, stripe]] += numbers.cpu()
+        if self._table_size:
+            table = yield table
+        return table
+
+
+class NofM(_Structured):
+    """Keep at most N of M neighbouring inputs.
+
+    The M - N smallest of a group, its pruned weights first and equal ones by position, may be
+    pruned; which of them go at this update is decided among all groups by the scope's threshold.
+    So a gradual schedule works, and at its end, with sparsity 1 - N/M, every group is N:M.
+    """
+
+    def exchange(self) -> Rounds[None]:
+        """Mark the weights that may be pruned; straddling groups with their other part."""
+        yield from self._find_shared()
+        m = self.pattern.columns
+        parts = {
+            mask: {s: self._ranks_of(mask, s, s + 1)[0] for s in self._partial(mask)}
+            for mask in self._masters
+        }
+        table = yield from self._share(parts)
+        self._may_go = {}
+        for mask in self._masters:
+            f = mask.fragment
+            may_go = torch.zeros_like(mask.keep)
+            for first, last, begin, end in self._stripes[f.name].chunks(
+                f.start, f.start + f.length
+            ):
+                order = self._ranks_of(mask, first, last)
+                for stripe in self._partial(mask):
+                    if first <= stripe < last:
+                        order[stripe - first] = table[self._place[f.name, stripe]].to(order.device)
+                eligible = _rank_in_group(order) < m - self.pattern.rows
+                inside = slice(begin - first * m, end - first * m)
+                here = slice(begin - f.start, end - f.start)
+                may_go[here] = -eligible.view(-1)[inside].to(torch.int8) & mask.keep[here]
+            self._may_go[mask] = may_go
+
+    def population(self, mask: FragmentMask) -> Population:
+        """The owned weights that may be pruned."""
+        return owned_part(self._whole(mask), mask)
+
+    def selected(self, mask: FragmentMask, cut: Cut) -> Iterator[tuple[int, torch.Tensor]]:
+        """Of the weights that may be pruned, those up to the cut."""
+        return selected_weights(self._whole(mask), cut)
+
+    def _width(self, name: str) -> int:
+        return self.pattern.columns
+
+    def _whole(self, mask: FragmentMask) -> Population:
+        return Population(self._masters[mask], self._may_go[mask], mask.uid, mask.fragment.start)
+
+    def _ranks_of(self, mask: FragmentMask, first: int, last: int) -> torch.Tensor:
+        """Int64 [groups, M]: magnitude bits plus 1; 0 where pruned, or not in this fragment."""
+        f, m = mask.fragment, self.pattern.columns
+        begin, end = max(f.start, first * m), min(f.start + f.length, last * m)
+        here = slice(begin - f.start, end - f.start)
+        bits = (self._masters[mask][here].view(torch.int32) & MAGNITUDE).to(torch.int64) + 1
+        order = torch.zeros((last - first) * m, dtype=torch.int64, device=bits.device)
+        order[begin - first * m : end - first * m] = bits * (mask.keep[here] != 0)
+        return order.view(-1, m)
+
+
+class Blocks(_Structured):
+    """Prune whole blocks of [rows, columns], the smallest mean magnitude first.
+
+    A block's score is the exact sum of its magnitudes as integers, in units of a power of two that
+    all ranks choose alike from the largest weight (so that no sum overflows 62 bits), divided by
+    its size and rounded once to fp32: no order of addition, so no partitioning, can change it.
+    """
+
+    def exchange(self) -> Rounds[None]:
+        """Score every block that touches this rank."""
+        yield from self._find_shared()
+        exponents = yield self._count_exponents()
+        if int(exponents[-1]):
+            raise NonFiniteWeights("a prunable weight is infinite or NaN")
+        used = exponents.nonzero()
+        top = int(used.max()) if len(used) else 0
+        # Every |w| is below 2^(top - 126): shift it up as far as a block's sum allows.
+        shift = 62 - math.ceil(math.log2(self.pattern.unit_numel)) - (top - 126)
+        sums = {mask: self._sums(mask, shift) for mask in self._masters}
+        parts = {
+            mask: {s: self._stripe(mask, sums[mask], s).clone() for s in self._partial(mask)}
+            for mask in self._masters
+        }
+        table = yield from self._share(parts)
+        for mask, by_stripe in parts.items():
+            for stripe in by_stripe:
+                whole = table[self._place[mask.fragment.name, stripe]]
+                self._stripe(mask, sums[mask], stripe).copy_(whole)
+        divisor = math.ldexp(self.pattern.unit_numel, shift)
+        self._scores = {mask: (s.double() / divisor).float() for mask, s in sums.items()}
+
+    def population(self, mask: FragmentMask) -> Population:
+        """The blocks whose first weight this rank owns."""
+        whole = self._whole(mask)
+        firsts = self._first_weights(mask)
+        f = mask.fragment
+        counted = ((firsts >= f.owned_start) & (firsts < f.owned_stop)).to(torch.int8)
+        assert whole.keep is not None
+        return Population(whole.weights, whole.keep & -counted, whole.uid, whole.start)
+
+    def selected(self, mask: FragmentMask, cut: Cut) -> Iterator[tuple[int, torch.Tensor]]:
+        """All weights of the blocks up to the cut."""
+        whole, f = self._whole(mask), mask.fragment
+        stripes = self._stripes[f.name]
+        chosen = torch.cat([piece for _, piece in selected_weights(whole, cut)])
+        for first, last, begin, end in stripes.chunks(f.start, f.start + f.length):
+            units = chosen[first * stripes.units - whole.start : last * stripes.units - whole.start]
+            full = units.view(-1, 1, stripes.units, 1)
+            full = full.expand(-1, stripes.rows, stripes.units, stripes.columns).reshape(-1)
+            base = first * stripes.extent
+            yield begin - f.start, full[begin - base : end - base]
+
+    def _width(self, name: str) -> int:
+        return self._stripes[name].units
+
+    def _count_exponents(self) -> torch.Tensor:
+        """Int64 [256]: live weights by exponent."""
+        counts = torch.zeros(_EXPONENTS, dtype=torch.int64)
+        for mask, master in self._masters.items():
+            for bits in Population(master, mask.keep, mask.uid, 0).live_bits():
+                counts += torch.bincount(bits >> 23, minlength=_EXPONENTS).cpu()
+        return counts
+
+    def _sums(self, mask: FragmentMask, shift: int) -> torch.Tensor:
+        """Int64 [units touched]: this rank's part of each block's sum, in units of 2^-shift."""
+        f, master = mask.fragment, self._masters[mask]
+        stripes = self._stripes[f.name]
+        sums = []
+        for first, last, begin, end in stripes.chunks(f.start, f.start + f.length):
+            here = slice(begin - f.start, end - f.start)
+            values = torch.zeros(
+                (last - first) * stripes.extent, dtype=torch.int64, device=master.device
+            )
+            # A power of two scales exactly in fp64; the one rounding is a weight's own.
+            live = torch.where(mask.keep[here] != 0, master[here].abs(), 0.0).double()
+            base = first * stripes.extent
+            values[begin - base : end - base] = (live * math.ldexp(1.0, shift)).round().long()
+            shaped = values.view(last - first, stripes.rows, stripes.units, stripes.columns)
+            sums.append(shaped.sum((1, 3)).view(-1))
+        return torch.cat(sums)
+
+    def _stripe(self, mask: FragmentMask, values: torch.Tensor, stripe: int) -> torch.Tensor:
+        """The view of the fragment's per-unit `values` that belongs to a stripe."""
+        stripes = self._stripes[mask.fragment.name]
+        at = (stripe - mask.fragment.start // stripes.extent) * stripes.units
+        return values[at : at + stripes.units]
+
+    def _first_weights(self, mask: FragmentMask) -> torch.Tensor:
+        """Int64 [units touched]: flat index of each block's first weight."""
+        stripes = self._stripes[mask.fragment.name]
+        unit = torch.arange(self._scores[mask].numel(), device=mask.keep.device)
+        unit += self._first_unit(mask)
+        return unit // stripes.units * stripes.extent + unit % stripes.units * stripes.columns
+
+    def _first_unit(self, mask: FragmentMask) -> int:
+        stripes = self._stripes[mask.fragment.name]
+        return mask.fragment.start // stripes.extent * stripes.units
+
+    def _whole(self, mask: FragmentMask) -> Population:
+        """Every block that touches the fragment, live while any of its weights here is."""
+        f, stripes = mask.fragment, self._stripes[mask.fragment.name]
+        live = []
+        for first, last, begin, end in stripes.chunks(f.start, f.start + f.length):
+            keep = torch.zeros(
+                (last - first) * stripes.extent, dtype=torch.int8, device=mask.keep.device
+            )
+            base = first * stripes.extent
+            keep[begin - base : end - base] = mask.keep[begin - f.start : end - f.start]
+            shaped = keep.view(last - first, stripes.rows, stripes.units, stripes.columns)
+            live.append(shaped.amin((1, 3)).view(-1))
+        return Population(self._scores[mask], torch.cat(live), mask.uid, self._first_unit(mask))
+
+
+def _rank_in_group(order: torch.Tensor) -> torch.Tensor:
+    """Int64 [groups, M]: how many of its group come before each; equal ones by position."""
+    ranks = torch.zeros_like(order)
+    for i in range(order.shape[1]):
+        for j in range(order.shape[1]):
+            if j != i:
+                before = order[:, j] <= order[:, i] if j < i else order[:, j] < order[:, i]
+                ranks[:, i] += before
+    return ranks
