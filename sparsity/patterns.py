@@ -2,7 +2,7 @@
 
 Every pattern turns this rank's fragments into `Population`s for the exact selection, and the cut
 that was found back into masks. `NofM` and `Blocks` (structured.py) ask the ranks for the pieces of
-units that straddle two of them; single weights need nothing.
+units that straddle them; single weights need nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

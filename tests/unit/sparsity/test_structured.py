@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from distributed.errors import BadInput
 from distributed.hashing import hex_digest
-from sparsity import structured
+from sparsity import stripes
 from sparsity.pattern_name import PatternName
 from sparsity.patterns import MasksDoNotFit
 from sparsity.threshold import NonFiniteWeights
@@ -158,7 +158,7 @@ def test_many_ranks(pattern: str, ranks: int) -> None:
 def test_pieces_of_work_do_not_change_the_masks(
     monkeypatch: pytest.MonkeyPatch, pattern: str
 ) -> None:
-    monkeypatch.setattr(structured, "CHUNK", 50)
+    monkeypatch.setattr(stripes, "CHUNK", 50)
     monkeypatch.setattr("sparsity.population.CHUNK", 50)
     shapes = {"a": (24, 16), "b": (8, 16)}
     bounds = {n: split_randomly(r * c, 3, np.random.default_rng(1)) for n, (r, c) in shapes.items()}
