@@ -23,7 +23,9 @@ from typing import Any
 import torch
 
 from distributed.collectives import all_reduce_max, all_reduce_sum
+from distributed.errors import BadInput
 from distributed.hashing import name_hash, position_hash
+from distributed.support import check_supported
 
 NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
 ReadRange = Callable[[str, int, int], torch.Tensor]  # (name, start, length) -> fp32 [length]
@@ -58,6 +60,16 @@ class Partition:
     """This rank's fragments of a DeepSpeed engine's fp32 masters, and access to what lies there."""
 
     def __init__(self, engine: Any, named_parameters: NamedParameters) -> None:
+        """Find the fragments of an engine that DeepSpeed has just initialised.
+
+        Args:
+            engine: DeepSpeed's.
+            named_parameters: name and parameter of every trained weight, tied ones once.
+
+        Raises:
+            BadInput: naming the setting, if DeepSpeed keeps masters where this does not look.
+        """
+        check_supported(engine)
         self._engine = engine
         self._base: torch.optim.Optimizer = engine.basic_optimizer
         self._parameters = dict(named_parameters)
@@ -74,7 +86,7 @@ class Partition:
             type(self._base).__name__: self._replica_fragments,
         }
         if wrapper not in layouts:
-            raise ValueError(f"masters of DeepSpeed's {wrapper} are not supported: change zero.*")
+            raise BadInput(f"masters of DeepSpeed's {wrapper} are not supported: change zero.*")
         self._wrapper = wrapper
         self.fragments: tuple[Fragment, ...] = tuple(layouts[wrapper]())
 
@@ -196,16 +208,17 @@ class Partition:
         at = self.rank * self.masters()[fragment.slot].numel() + fragment.offset
         return flat.view(-1).narrow(0, at, fragment.length)
 
-    def gradients(self, fragments: Sequence[Fragment]) -> list[torch.Tensor]:
+    def gradients(self, fragments: Sequence[Fragment]) -> list[torch.Tensor | None]:
         """Averaged gradients after the last backward and before the step, in any precision.
 
-        Offloaded optimizers keep them elsewhere: then the list is empty.
+        None for a parameter that the loss did not reach, and for all of them with an offloaded
+        optimizer, which keeps its gradients elsewhere.
         """
         if self.offloads_optimizer:
-            return []
+            return [None] * len(fragments)
         if self.is_replicated:
             grads = [self._parameters[f.name].grad for f in fragments]
-            return [g.detach().view(-1) for g in grads if g is not None]
+            return [None if g is None else g.detach().view(-1) for g in grads]
         optimizer = self._engine.optimizer
         if self._wrapper == "BF16_Optimizer":
             flats = optimizer.fp32_groups_gradient_flat_partition
@@ -256,6 +269,16 @@ class Partition:
         for fragment in self.fragments:
             for key, view in self.moments(fragment).items():
                 view.copy_(read[key](fragment.name, fragment.start, fragment.length))
+
+    def refresh_replicas(self) -> None:
+        """Stage 0: set the weights that the forward reads from their masters.
+
+        DeepSpeed's `initialize` may take an update there (weight decay with no gradient) that only
+        the masters see until the first step.
+        """
+        if self.is_replicated:
+            for fragment in self.fragments:
+                self.weight(fragment).copy_(self.master(fragment))
 
     def check(self) -> None:
         """Collective: raise on all ranks unless each weight is owned once and sampled copies agree.

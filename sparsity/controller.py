@@ -138,8 +138,9 @@ class SparsityController:
         """
         masks = list(self._masks.values())
         gradients = self._partition.gradients([m.fragment for m in masks])
-        for mask, gradient in zip(masks, gradients, strict=bool(gradients)):
-            mask.apply(gradient)
+        for mask, gradient in zip(masks, gradients, strict=True):
+            if gradient is not None:
+                mask.apply(gradient)
 
     def after_step(self, applied: bool) -> None:
         """Say whether the optimizer step was applied: a skipped one leaves new masks pending."""

@@ -1,0 +1,38 @@
+"""What of DeepSpeed keeps its fp32 masters where `Partition` looks; anything else is refused."""
+
+from typing import Any
+
+from distributed.errors import BadInput
+
+
+def check_supported(engine: Any) -> None:
+    """Refuse a DeepSpeed engine whose masters are elsewhere, or are updated by other code.
+
+    Raises:
+        BadInput: naming the setting of DeepSpeed's configuration to change.
+    """
+    offload = engine.zero_offload_optimizer()
+    offload_param = engine.zero_offload_param()
+    refused = {
+        "zero_optimization.zenflow": bool(engine.zenflow),
+        "zero_optimization.offload_optimizer.super_offload": bool(engine.super_offload()),
+        "zero_optimization.offload_optimizer.device nvme": _is_nvme(offload),
+        "zero_optimization.offload_optimizer.ratio below 1": engine.zero_partial_offload() < 1,
+        "zero_optimization.offload_param.device nvme": _is_nvme(offload_param),
+        "zero_optimization.zero_hpz_partition_size above 1": engine.zero_hpz_partition_size() > 1,
+        "zero_optimization.mics_shard_size": "MiCS" in type(engine.optimizer).__name__,
+        "zero_optimization.zero_quantized_weights": bool(engine.zero_quantized_weights()),
+        "fp16.fp16_master_weights_and_grads": bool(engine.fp16_master_weights_and_gradients()),
+        "bf16.bf16_master_weights_and_grads": bool(engine.bf16_master_weights_and_gradients()),
+        "tensor parallelism": engine.autotp_size() > 1 or engine.mp_world_size > 1,
+        "sequence parallelism": engine.sequence_parallel_size > 1,
+        "pipeline parallelism": "Pipeline" in type(engine).__name__,
+        "experts (MoE) of their own parallel group": bool(engine.has_moe_layers),
+    }
+    for setting, is_used in refused.items():
+        if is_used:
+            raise BadInput(f"weights cannot be followed exactly under {setting}: switch it off")
+
+
+def _is_nvme(offload: Any) -> bool:
+    return offload is not None and offload.device == "nvme"

@@ -1,0 +1,85 @@
+"""Pruning for anybody's DeepSpeed loop, in three lines:
+
+engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=...)
+sparsity = attach(engine, SparsityConfig(final_sparsity=0.9, prune_end_step=1000))
+for step, batch in enumerate(batches):
+    sparsity.update(step)
+    ...                                  # forward, engine.backward, engine.step as ever
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from distributed.errors import BadInput
+from distributed.partition import Partition
+from sparsity.controller import SparsityController
+from sparsity.schedule import SparsityConfig
+
+
+def attach(
+    engine: Any, config: SparsityConfig, *, prunable: Sequence[str] | None = None
+) -> SparsityController:
+    """Collective: prune what `engine` trains; call `update(step)` before each step's batches.
+
+    `engine.step` is wrapped, so that pruned weights' gradients are zeroed after the last backward
+    of a step (out of the clip norm and of Adam's moments) and a skipped update stays pending.
+
+    Args:
+        engine: DeepSpeed's, just initialised with an optimizer, at any ZeRO stage.
+        config: when to prune and how much. `schedule: frozen` keeps masks that are loaded.
+        prunable: names of parameters as `named_parameters` gives them; None takes the weight of
+            every nn.Linear that no other module uses.
+
+    Raises:
+        BadInput: naming the setting or the parameter that is in the way.
+        RuntimeError: on all ranks, if the ranks' partitions do not cover each weight exactly once
+            or the weights that the forward reads are not the masters'.
+    """
+    if engine.optimizer is None:
+        raise BadInput("the engine has no optimizer: give one to deepspeed.initialize")
+    named = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
+    trained = {name for name, _ in named}
+    names = list(prunable) if prunable is not None else find_linear_weights(engine.module)
+    for name in names:
+        if name not in trained:
+            raise BadInput(
+                f"{name} is to be pruned, but the model trains no parameter of that name"
+            )
+    partition = Partition(engine, named)
+    partition.refresh_replicas()
+    partition.check()
+    sparsity = SparsityController(
+        config, partition, prunable=names, optimizer=engine.basic_optimizer
+    )
+    _wrap_step(engine, sparsity)
+    return sparsity
+
+
+def find_linear_weights(module: nn.Module) -> list[str]:
+    """Names of the trained weights of nn.Linear modules, but not those shared with others."""
+    users: dict[int, int] = {}
+    for part in module.modules():
+        for parameter in part.parameters(recurse=False):
+            users[id(parameter)] = users.get(id(parameter), 0) + 1
+    linear = {
+        id(part.weight)
+        for part in module.modules()
+        if isinstance(part, nn.Linear) and users[id(part.weight)] == 1 and part.weight.requires_grad
+    }
+    return [name for name, parameter in module.named_parameters() if id(parameter) in linear]
+
+
+def _wrap_step(engine: Any, sparsity: SparsityController) -> None:
+    inner = engine.step
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        if not engine.is_gradient_accumulation_boundary():
+            return inner(*args, **kwargs)
+        sparsity.mask_gradients()
+        result = inner(*args, **kwargs)
+        sparsity.after_step(engine.was_step_applied())
+        return result
+
+    engine.step = step

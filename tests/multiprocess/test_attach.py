@@ -1,0 +1,250 @@
+"""Pruning in a DeepSpeed loop that is not ours: any module, any stage, three lines."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from distributed.errors import BadInput
+from distributed.partition import Partition
+from distributed.zero import import_deepspeed
+from sparsity.attach import attach, find_linear_weights
+from sparsity.controller import SparsityController
+from sparsity.schedule import SparsityConfig
+from tests.multiprocess import pool
+from tests.unit.sparsity.oracle import expected_digest, expected_keep
+
+CUBIC = SparsityConfig(
+    final_sparsity=0.8, prune_start_step=1, prune_end_step=5, prune_interval_steps=2
+)
+STEPS = 7
+
+
+class TinyGPT(nn.Module):
+    """One causal block; the head is tied to the embedding, one layer is not reached by the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.embed = nn.Embedding(37, 12)
+            self.mix = nn.Linear(12, 36)
+            self.out = nn.Linear(12, 12, bias=False)
+            self.norm = nn.LayerNorm(12)
+            self.unused = nn.Linear(12, 5)
+            self.head = nn.Linear(12, 37, bias=False)
+            self.head.weight = self.embed.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(tokens)
+        q, k, v = self.mix(hidden).chunk(3, -1)
+        hidden = hidden + self.out(
+            nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        )
+        logits = self.head(self.norm(hidden)).float()
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+
+PRUNED = ("mix.weight", "out.weight", "unused.weight")
+
+
+def foreign_engine(stage: int, precision: str, *, accumulation: int = 1, **config: Any) -> Any:
+    """What a user writes without us."""
+    deepspeed = import_deepspeed("cpu")
+    half = precision == "fp16"
+    if half:
+        # DeepSpeed asks the CPU for fp16 speed, not for fp16: torch computes it, slowly.
+        from deepspeed.accelerator import get_accelerator
+
+        kind = type(get_accelerator())
+        kind.is_fp16_supported = lambda _: True
+        kind.supported_dtypes = lambda _: [torch.float32, torch.bfloat16, torch.float16]
+    model = TinyGPT()
+    # With different settings, and so in groups of their own.
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.ndim == 1]},
+    ]
+    zero = {
+        "stage": stage,
+        "memory_efficient_linear": False,
+        "stage3_param_persistence_threshold": 0,
+    }
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=torch.optim.AdamW(groups, lr=1e-2),
+        config={
+            "train_micro_batch_size_per_gpu": 2,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": 0.5,
+            "zero_optimization": zero | config.pop("zero", {}),
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 1 << 62,
+            precision: {"enabled": True} | ({"initial_scale_power": 8} if half else {}),
+        }
+        | config,
+    )
+    return engine
+
+
+def tokens(step: int, micro_step: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1000 * step + 10 * micro_step + dist.get_rank())
+    return torch.randint(0, 37, (2, 9), generator=generator)
+
+
+def gather(sparsity: SparsityController, values: dict[Any, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Collective: whole parameters from the owned parts."""
+    whole = {}
+    for name in PRUNED:
+        total = torch.zeros(sparsity._partition.numels[name], dtype=torch.float64)
+        for f, value in values.items():
+            if f.name == name:
+                total[f.owned_start : f.owned_stop] = value[f.owned].double()
+        dist.all_reduce(total)
+        whole[name] = total.numpy()
+    return whole
+
+
+def train_and_check(stage: int, precision: str, accumulation: int) -> list[str]:
+    engine = foreign_engine(stage, precision, accumulation=accumulation)
+    sparsity = attach(engine, CUBIC)
+    partition = sparsity._partition
+    assert tuple(sparsity.state.pruned) == PRUNED
+    keep = {n: np.ones(partition.numels[n], bool) for n in PRUNED}
+    digests = []
+    for step in range(STEPS):
+        before = gather(sparsity, {f: partition.master(f) for f in sparsity._masks})
+        if sparsity.update(step):
+            count = sparsity.pruned_numel - sum(int((~k).sum()) for k in keep.values())
+            weights = {n: w.astype(np.float32) for n, w in before.items()}
+            keep = expected_keep(weights, count, live=keep)
+            assert sparsity.state.digest == expected_digest(keep)
+            digests.append(sparsity.state.digest)
+        for micro_step in range(accumulation):
+            engine.backward(engine(tokens(step, micro_step)))
+            engine.step()
+        assert not sparsity.state.pending
+        assert sparsity.find_violation() is None
+        partition.check()
+        moments = gather(sparsity, {f: partition.moments(f)["exp_avg"] for f in sparsity._masks})
+        after = gather(sparsity, {f: partition.master(f) for f in sparsity._masks})
+        for n in PRUNED:
+            assert not after[n][~keep[n]].any()
+            if digests and step == STEPS - 1:
+                assert after[n][keep[n]].any()
+        if step == 1:  # the first update came before any moment was there
+            assert all(not moments[n][~keep[n]].any() for n in PRUNED)
+    assert len(digests) == 3 and sparsity.pruned_numel == round(0.8 * sparsity.prunable_numel)
+    return digests
+
+
+@pytest.mark.parametrize(
+    ("world_size", "precision"),
+    [(w, p) for p in ("fp32", "bf16") for w in (1, 2, 3)] + [(2, "fp16")],
+)
+def test_three_lines_prune_any_module(world_size: int, precision: str) -> None:
+    for stage in (0, 1, 2, 3):
+        accumulation = 2 if stage in (1, 3) else 1
+        ranks = pool.run(world_size, train_and_check, stage, precision, accumulation)
+        assert all(digests == ranks[0] for digests in ranks)
+
+
+def overflow() -> tuple[bool, bool, bool]:
+    """fp16's loss scale overflows: the step is skipped, and the masks wait for the next one."""
+    fp16 = {"enabled": True, "initial_scale_power": 40, "hysteresis": 1, "loss_scale_window": 1000}
+    engine = foreign_engine(2, "fp16", fp16=fp16)
+    sparsity = attach(engine, SparsityConfig(schedule="one_shot", final_sparsity=0.5))
+    sparsity.update(0)
+    engine.backward(engine(tokens(0, 0)))
+    engine.step()
+    skipped, pending = not engine.was_step_applied(), sparsity.state.pending
+    for step in range(1, 40):
+        engine.backward(engine(tokens(step, 0)))
+        engine.step()
+        if engine.was_step_applied():
+            break
+    return skipped, pending, sparsity.state.pending or sparsity.find_violation() is not None
+
+
+def test_an_overflow_leaves_the_update_pending() -> None:
+    assert pool.run(2, overflow) == [(True, True, False)] * 2
+
+
+def choose(names: list[str] | None) -> list[str] | str:
+    try:
+        config = SparsityConfig(schedule="one_shot", final_sparsity=0.5)
+        sparsity = attach(foreign_engine(2, "fp32"), config, prunable=names)
+    except BadInput as error:
+        return str(error)
+    sparsity.update(0)
+    return [name for name, count in sparsity.state.pruned.items() if count]
+
+
+def test_prunable_parameters_can_be_chosen() -> None:
+    assert pool.run(2, choose, ["embed.weight"]) == [["embed.weight"]] * 2
+    (refusal, _) = pool.run(2, choose, ["mix.weight", "head.weight"])
+    assert refusal.startswith("head.weight is to be pruned")
+    (refusal, _) = pool.run(2, choose, [])
+    assert "no prunable weights" in refusal
+
+
+def test_tied_weights_are_not_taken_unasked() -> None:
+    assert tuple(find_linear_weights(TinyGPT())) == PRUNED
+
+
+def refusals() -> dict[str, str]:
+    """A real engine whose configuration is then changed to what cannot be followed."""
+    from deepspeed.runtime.zero.offload_config import (
+        DeepSpeedZeroOffloadOptimizerConfig,
+        DeepSpeedZeroOffloadParamConfig,
+    )
+
+    engine = foreign_engine(3, "fp32")
+    zero = engine._config.zero_config
+    named = list(engine.module.named_parameters())
+    Partition(engine, named)
+    changes: list[tuple[Any, str, Any]] = [
+        (engine, "zenflow", True),
+        (zero, "offload_optimizer", DeepSpeedZeroOffloadOptimizerConfig(device="nvme")),
+        (zero, "offload_optimizer", DeepSpeedZeroOffloadOptimizerConfig(device="cpu", ratio=0.5)),
+        (zero, "offload_optimizer", DeepSpeedZeroOffloadOptimizerConfig(super_offload=True)),
+        (zero, "offload_param", DeepSpeedZeroOffloadParamConfig(device="nvme")),
+        (zero, "zero_hpz_partition_size", 2),
+        (zero, "zero_quantized_weights", True),
+        (engine, "mp_world_size", 2),
+        (engine, "sequence_parallel_size", 2),
+        (engine, "has_moe_layers", True),
+    ]
+    said = {}
+    for owner, field, value in changes:
+        before = getattr(owner, field)
+        setattr(owner, field, value)
+        try:
+            Partition(engine, named)
+        except BadInput as error:
+            said[f"{field} {len(said)}"] = str(error)
+        setattr(owner, field, before)
+    Partition(engine, named)
+    return said
+
+
+def test_what_cannot_be_followed_is_refused_by_name() -> None:
+    words = [
+        "zenflow",
+        "offload_optimizer.device nvme",
+        "offload_optimizer.ratio",
+        "super_offload",
+        "offload_param.device nvme",
+        "zero_hpz_partition_size",
+        "zero_quantized_weights",
+        "tensor parallelism",
+        "sequence parallelism",
+        "MoE",
+    ]
+    (said,) = pool.run(1, refusals)
+    assert len(said) == len(words)
+    for word, sentence in zip(words, said.values(), strict=True):
+        assert word in sentence and sentence.endswith("switch it off")
