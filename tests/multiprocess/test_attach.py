@@ -13,9 +13,15 @@ from distributed.partition import Partition
 from distributed.zero import import_deepspeed
 from sparsity.attach import attach, find_linear_weights
 from sparsity.controller import SparsityController
-from sparsity.schedule import SparsityConfig
+from sparsity.pattern_name import PatternName
+from sparsity.schedule import SparsityConfig, SparsityGroup
 from tests.multiprocess import pool
-from tests.unit.sparsity.oracle import expected_digest, expected_keep
+from tests.unit.sparsity.oracle import (
+    blocks_oracle,
+    expected_digest,
+    expected_keep,
+    n_of_m_oracle,
+)
 
 CUBIC = SparsityConfig(
     final_sparsity=0.8, prune_start_step=1, prune_end_step=5, prune_interval_steps=2
@@ -150,6 +156,61 @@ def test_three_lines_prune_any_module(world_size: int, precision: str) -> None:
         accumulation = 2 if stage in (1, 3) else 1
         ranks = pool.run(world_size, train_and_check, stage, precision, accumulation)
         assert all(digests == ranks[0] for digests in ranks)
+
+
+def structured_digest(stage: int, precision: str, config: SparsityConfig) -> tuple[str, str]:
+    """(our digest, the oracle's) after one update of the matrices that a pattern divides."""
+    engine = foreign_engine(stage, precision)
+    names = ["mix.weight", "out.weight"]
+    sparsity = attach(engine, config, prunable=names)
+    partition = sparsity._partition
+    masters = gather(sparsity, {f: partition.master(f) for f in sparsity._masks})
+    sparsity.update(0)
+    weights = {n: masters[n].astype(np.float32) for n in names}
+    keep = {n: np.ones(w.size, bool) for n, w in weights.items()}
+    pattern = PatternName.parse(config.pattern)
+    units = sparsity.pruned_numel // pattern.unit_numel
+    if pattern.kind == "n_of_m":
+        want = n_of_m_oracle(weights, keep, pattern.rows, pattern.columns, units)
+    else:
+        shapes = {n: (partition.shapes[n][0], partition.shapes[n][1]) for n in names}
+        want = blocks_oracle(weights, shapes, keep, pattern.rows, pattern.columns, units)
+    engine.backward(engine(tokens(0, 0)))
+    engine.step()
+    assert sparsity.find_violation() is None
+    return sparsity.state.digest, expected_digest(want)
+
+
+@pytest.mark.parametrize(("pattern", "share"), [("2:4", 0.5), ("4x2", 0.6), ("1x6", 0.3)])
+def test_patterns_equal_the_oracle_for_every_partitioning(pattern: str, share: float) -> None:
+    config = SparsityConfig(schedule="one_shot", final_sparsity=share, pattern=pattern)
+    for precision in ("fp32", "bf16"):
+        digests = {
+            digest
+            for world_size in (1, 2, 3)
+            for stage in (0, 1, 2, 3)
+            for ours, want in pool.run(world_size, structured_digest, stage, precision, config)
+            for digest in (ours, want)
+        }
+        assert len(digests) == 1, "precisions differ: DeepSpeed's masters start from rounded ones"
+
+
+def grouped(stage: int) -> tuple[str, dict[str, int]]:
+    engine = foreign_engine(stage, "fp32")
+    groups = [
+        SparsityGroup(match="out.*", final_sparsity=0.25),
+        SparsityGroup(match="u*", final_sparsity=0),
+    ]
+    config = SparsityConfig(schedule="one_shot", final_sparsity=0.75, groups=groups)
+    sparsity = attach(engine, config)
+    sparsity.update(0)
+    return sparsity.state.digest, sparsity.state.pruned
+
+
+def test_groups_have_targets_of_their_own() -> None:
+    answers = [a for w in (1, 2, 3) for s in (0, 1, 2, 3) for a in pool.run(w, grouped, s)]
+    assert answers[0][1] == {"mix.weight": 324, "out.weight": 36, "unused.weight": 0}
+    assert all(answer == answers[0] for answer in answers)
 
 
 def overflow() -> tuple[bool, bool, bool]:

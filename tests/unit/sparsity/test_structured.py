@@ -1,7 +1,6 @@
 """N:M and blocks over simulated ranks, against numpy on the whole weights."""
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -14,11 +13,10 @@ from sparsity import stripes
 from sparsity.pattern_name import PatternName
 from sparsity.patterns import MasksDoNotFit
 from sparsity.threshold import NonFiniteWeights
-from tests.unit.sparsity.oracle import expected_digest, position_hashes
+from tests.unit.sparsity.oracle import blocks_oracle, expected_digest, n_of_m_oracle
 from tests.unit.sparsity.simulation import Cluster, Float32Array, split_randomly
 
 Shapes = Mapping[str, tuple[int, int]]
-Keep = dict[str, np.ndarray]
 
 
 def tied(shape: tuple[int, int], seed: int) -> Float32Array:
@@ -27,55 +25,6 @@ def tied(shape: tuple[int, int], seed: int) -> Float32Array:
     w = np.round(rng.normal(0, 1, shape) * 2) / 4
     w[rng.random(shape) < 0.05] *= 1000
     return w.astype(np.float32).reshape(-1)
-
-
-def n_of_m_oracle(
-    weights: Mapping[str, Float32Array], keep: Keep, n: int, m: int, count: int
-) -> Keep:
-    """Sort each group in plain Python; then all that may go by (magnitude, hash)."""
-    may_go = []
-    for row, (name, w) in enumerate(weights.items()):
-        hashes = position_hashes(name, w.size)
-        for first in range(0, w.size, m):
-            group = sorted(
-                range(first, first + m), key=lambda i: (keep[name][i], abs(float(w[i])), i)
-            )
-            for i in group[: m - n]:
-                if keep[name][i]:
-                    may_go.append((abs(float(w[i])), int(hashes[i]), row, i))
-    names = list(weights)
-    after = {name: k.copy() for name, k in keep.items()}
-    for _, _, row, i in sorted(may_go)[:count]:
-        after[names[row]][i] = False
-    return after
-
-
-def blocks_oracle(
-    weights: Mapping[str, Float32Array],
-    shapes: Shapes,
-    keep: Keep,
-    rows: int,
-    columns: int,
-    blocks: int,
-) -> Keep:
-    """Exact sums as fractions, the mean rounded to fp32, then by (mean, hash of the number)."""
-    scored = []
-    for order, (name, w) in enumerate(weights.items()):
-        outputs, inputs = shapes[name]
-        grid, alive = w.reshape(outputs, inputs), keep[name].reshape(outputs, inputs)
-        hashes = position_hashes(name, w.size)
-        for number in range(w.size // (rows * columns)):
-            r, c = divmod(number, inputs // columns)
-            where = (slice(r * rows, (r + 1) * rows), slice(c * columns, (c + 1) * columns))
-            if alive[where].any():
-                exact = sum(Fraction(abs(float(x))) for x in grid[where].flat)
-                mean = np.float32(float(exact / (rows * columns)))
-                scored.append((float(mean), int(hashes[number]), order, where))
-    names = list(weights)
-    after = {name: k.reshape(shapes[name]).copy() for name, k in keep.items()}
-    for _, _, order, where in sorted(scored, key=lambda s: s[:3])[:blocks]:
-        after[names[order]][where] = False
-    return {name: k.reshape(-1) for name, k in after.items()}
 
 
 def check_updates(
