@@ -101,7 +101,7 @@ def export_model(
     )
     bert_config.architectures = ["BertForMaskedLM"]
     bert_config.dtype = "float32"
-    with _appears_whole(output) as folder:
+    with appears_whole(output) as folder:
         bert_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         shutil.copyfile(vocab, folder / "vocab.txt")
@@ -162,7 +162,7 @@ def fill_mask(folder: Path, *, sentence: str, top_k: int = 5) -> list[tuple[str,
 
 
 @contextmanager
-def _appears_whole(output: Path) -> Iterator[Path]:
+def appears_whole(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output` that takes its name if the block succeeds."""
     folder = output.parent / f".{output.name}.{os.getpid()}.partial"
     shutil.rmtree(folder, ignore_errors=True)

@@ -236,6 +236,57 @@ def export(
     )
 
 
+@app.command()
+def prune(
+    source: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A Hugging Face folder.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="A folder to create.")],
+    sparsity: Annotated[
+        float, typer.Option(help="Share of the prunable weights that is zero afterwards.")
+    ],
+    scope: Annotated[
+        Literal["global", "per_tensor"], typer.Option(help="What one threshold ranges over.")
+    ] = "global",
+    pattern: Annotated[
+        str, typer.Option(help="unstructured, N:M such as 2:4, or blocks such as 4x1.")
+    ] = "unstructured",
+    match: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Shell pattern of the names of what to prune, repeatable; without it the six "
+            "linear weights of every BERT encoder layer."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set the smallest weights of a Hugging Face folder to zero, once, without training.
+
+    One exact threshold over all prunable weights, equal magnitudes told apart by their position:
+    the result is the same for any number of processes. OUT_DIR holds what MODEL_DIR does, and
+    keep_mask.safetensors; a frozen run continues from it (model.init_from). Where MODEL_DIR has
+    masks, what they prune stays pruned.
+
+    \b
+    Example:
+      sparsebert prune exports/dense exports/sparse --sparsity 0.9
+      torchrun --nproc-per-node 4 -m launch prune exports/dense exports/sparse --sparsity 0.9
+    """  # noqa: D301 (\b keeps the lines below it apart)
+    from launch.pruning import prune_once
+
+    report = prune_once(
+        source, output, sparsity=sparsity, scope=scope, pattern=pattern, match=match or []
+    )
+    if report is None:  # another process of torchrun's says it
+        return
+    if as_json:
+        return _print_json(dataclasses.asdict(report))
+    typer.echo(
+        f"{report.output} written: {report.pruned:,} of {report.prunable:,} prunable weights are "
+        f"pruned ({report.pruned / report.prunable:.4%}; {report.pruned / report.total:.4%} of all "
+        f"stored), threshold {report.threshold:.6g}, {report.ties} ties, mask digest "
+        f"{report.digest}"
+    )
+
+
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1, default=str))
 

@@ -18,13 +18,11 @@ from distributed.collectives import all_reduce_sum
 from distributed.hashing import hex_digest
 from distributed.partition import Fragment, Partition
 from sparsity import schedule
-from sparsity.masks import FragmentMask, sum_modulo_2_64
+from sparsity.masks import FragmentMask
 from sparsity.pattern_name import PatternName
-from sparsity.patterns import MasksDoNotFit, Pattern, SingleWeights, find_cuts
+from sparsity.pruning import Counted, count_pruned, update_masks
 from sparsity.schedule import SparsityConfig
-from sparsity.structured import Blocks, NofM
 from sparsity.targets import build_scopes
-from sparsity.threshold import run
 
 log = logging.getLogger(__name__)
 
@@ -120,12 +118,22 @@ class SparsityController:
             for k, s in zip(counts, self._scopes, strict=True)
         ]
         self._wire_bytes = 0
-        ties, thresholds = self._prune(wanted)
+        update = update_masks(
+            self._pattern,
+            {mask: self._partition.master(f) for f, mask in self._masks.items()},
+            {name: self._partition.shapes[name] for name in self.state.pruned},
+            self._scopes,
+            wanted,
+            rank=self._partition.rank,
+            ranks=self._partition.world_size,
+            all_reduce=self._counted_all_reduce,
+        )
+        self._add(update.newly)
         self.state.target = sum(counts) / self.prunable_numel
         if any(wanted):
-            self.state.threshold = max(thresholds)
+            self.state.threshold = update.threshold
             self.state.pending = True
-        self.state.ties = ties
+        self.state.ties = update.ties
         self.state.churn = sum(wanted) / self.prunable_numel
         self.state.last_update_step = step
         self._update_seconds = time.perf_counter() - started
@@ -179,10 +187,10 @@ class SparsityController:
         """
         for f, mask in self._masks.items():
             mask.load(read(f.name, f.start, f.length))
-        owned = {f: mask.owned_digest() for f, mask in self._masks.items()}
+        owned = {mask: mask.owned_digest() for mask in self._masks.values()}
         self.state.pruned = dict.fromkeys(self.state.pruned, 0)
         self.state.digest = hex_digest(0)
-        self._count(owned)
+        self._add(count_pruned(list(self.state.pruned), owned, all_reduce_sum))
         self.state.target = self.pruned_numel / self.prunable_numel
         if expected_digest is not None and self.state.digest != expected_digest:
             raise RuntimeError(
@@ -210,47 +218,10 @@ class SparsityController:
         wrong = all_reduce_sum(wrong)
         return next((name for name, count in zip(names, wrong, strict=True) if count), None)
 
-    def _prune(self, wanted: Sequence[int]) -> tuple[int, list[float]]:
-        """Collective: prune `wanted[s]` more weights of each scope; ties and thresholds."""
-        pattern = self._build_pattern()
-        rounds = find_cuts(pattern, list(self._masks.values()), self._scopes, wanted)
-        cuts = run(rounds, self._counted_all_reduce)
-        cut_of = {name: cut for s, cut in zip(self._scopes, cuts, strict=True) for name in s.names}
-        before = self.pruned_numel
-        self._count(
-            {
-                f: mask.prune(pattern.selected(mask, cut_of[f.name]))
-                for f, mask in self._masks.items()
-                if cut_of[f.name].bits >= 0
-            }
-        )
-        if self.pruned_numel - before != sum(wanted):
-            raise MasksDoNotFit(
-                f"{self.pruned_numel - before} of {sum(wanted)} weights were pruned"
-            )
-        return sum(cut.ties for cut in cuts), [cut.threshold for cut in cuts]
-
-    def _build_pattern(self) -> Pattern:
-        masters = {mask: self._partition.master(f) for f, mask in self._masks.items()}
-        if self._pattern.kind == "unstructured":
-            return SingleWeights(masters)
-        kind = NofM if self._pattern.kind == "n_of_m" else Blocks
-        shapes = {name: self._partition.shapes[name] for name in self.state.pruned}
-        rank, ranks = self._partition.rank, self._partition.world_size
-        return kind(self._pattern, shapes, masters, rank=rank, ranks=ranks)
-
-    def _count(self, owned: dict[Fragment, tuple[int, int]]) -> None:
-        """Collective: add each fragment's (count, digest) to the global state."""
-        names = list(self.state.pruned)
-        row = {name: i for i, name in enumerate(names)}
-        counts = torch.zeros(len(names) + 1, dtype=torch.int64)
-        for f, (count, _) in owned.items():
-            counts[row[f.name]] += count
-        counts[-1] = sum_modulo_2_64([digest for _, digest in owned.values()])
-        total = self._counted_all_reduce(counts)
-        for name, i in row.items():
-            self.state.pruned[name] += int(total[i])
-        self.state.digest = hex_digest(int(self.state.digest, 16) + int(total[-1]))
+    def _add(self, counted: Counted) -> None:
+        for name, count in counted.by_name.items():
+            self.state.pruned[name] += count
+        self.state.digest = hex_digest(int(self.state.digest, 16) + counted.digest)
 
     def _counted_all_reduce(self, counts: torch.Tensor) -> torch.Tensor:
         self._wire_bytes += counts.numel() * counts.element_size()

@@ -10,8 +10,8 @@ import torch
 from distributed.partition import Fragment
 from sparsity.masks import FragmentMask, sum_modulo_2_64
 from sparsity.pattern_name import PatternName
-from sparsity.patterns import MasksDoNotFit, Pattern, SingleWeights, find_cuts
-from sparsity.structured import Blocks, NofM
+from sparsity.patterns import MasksDoNotFit, Pattern, find_cuts
+from sparsity.pruning import build_pattern
 from sparsity.targets import Scope
 from sparsity.threshold import Cut, NonFiniteWeights
 
@@ -108,10 +108,7 @@ class Cluster:
     def _build_pattern(self, rank: int) -> Pattern:
         masters = {mask: self.masters[rank][name] for name, mask in self.masks[rank].items()}
         name = PatternName.parse(self.pattern)
-        if name.kind == "unstructured":
-            return SingleWeights(masters)
-        kind = NofM if name.kind == "n_of_m" else Blocks
-        return kind(name, self.shapes, masters, rank=rank, ranks=self.ranks)
+        return build_pattern(name, masters, self.shapes, rank=rank, ranks=self.ranks)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""`sparsebert prune`, in one process or in torchrun's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch.distributed as dist
+from pydantic import ValidationError
+
+from bert.prune_folder import PruneReport, prune_folder
+from distributed.errors import BadInput
+from distributed.topology import detect_topology, ensure_process_group
+from sparsity.schedule import SparsityConfig
+
+
+def prune_once(
+    source: Path,
+    output: Path,
+    *,
+    sparsity: float,
+    scope: Literal["global", "per_tensor"],
+    pattern: str,
+    match: Sequence[str],
+) -> PruneReport | None:
+    """Collective: prune a folder; the report in the first process, None in the others.
+
+    Raises:
+        BadInput: in the first process; the others leave with the same exit code and no words.
+    """
+    topology = detect_topology(use_gpu=False)
+    try:
+        config = _build_config(sparsity, scope, pattern)
+        ensure_process_group(topology)
+        report = prune_folder(
+            source, output, config, match=match, rank=topology.rank, ranks=topology.world_size
+        )
+    except BadInput:
+        if topology.is_first:
+            raise
+        raise SystemExit(2) from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return report if topology.is_first else None
+
+
+def _build_config(
+    sparsity: float, scope: Literal["global", "per_tensor"], pattern: str
+) -> SparsityConfig:
+    try:
+        return SparsityConfig.model_validate(
+            {"schedule": "one_shot", "final_sparsity": sparsity, "scope": scope, "pattern": pattern}
+        )
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        said = said.replace("sparsity.final_sparsity", "--sparsity")
+        said = said.replace("sparsity.pattern", "--pattern")
+        raise BadInput(said if "--" in said else f"--sparsity {sparsity:g}: {said}") from None

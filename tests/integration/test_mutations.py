@@ -1,0 +1,167 @@
+"""Break one thing at a time: some test must fail, or what it claims is not tested."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("distributed", "sparsity", "bert", "launch", "tests", "pyproject.toml")
+
+
+class Mutation(NamedTuple):
+    """`old` becomes `new` in `file`; `test` must notice."""
+
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+THRESHOLD = "tests/unit/sparsity/test_threshold.py"
+STRUCTURED = "tests/unit/sparsity/test_structured.py"
+ATTACH = "tests/multiprocess/test_attach.py::test_three_lines_prune_any_module"
+MUTATIONS = {
+    "padding is included": Mutation(
+        "distributed/partition.py",
+        "length = min(max(parameter.ds_numel - start, 0), share)",
+        "length = share",
+        f"{ATTACH}[2-fp32]",
+    ),
+    "a parameter group is forgotten": Mutation(
+        "distributed/partition.py",
+        "in enumerate(self._low_precision_groups()):",
+        "in enumerate(self._low_precision_groups()[:1]):",
+        f"{ATTACH}[2-fp32]",
+    ),
+    "replicas are counted by every rank": Mutation(
+        "distributed/partition.py",
+        "start, stop = (min(r * share, numel) for r in (self.rank, self.rank + 1))",
+        "start, stop = 0, numel",
+        f"{ATTACH}[2-fp32]",
+    ),
+    "only the low-precision copy is masked": Mutation(
+        "sparsity/controller.py",
+        "mask.apply(master.detach().view(-1).narrow(0, f.offset, f.length))",
+        "mask.apply(self._partition.weight(f))",
+        f"{ATTACH}[2-bf16]",
+    ),
+    "pruned gradients reach the clip norm": Mutation(
+        "sparsity/controller.py",
+        "                mask.apply(gradient)",
+        "                pass",
+        "tests/multiprocess/test_engine.py::test_pruned_gradients_are_out_of_norm_and_moments[2]",
+    ),
+    "a skipped step counts as applied": Mutation(
+        "sparsity/controller.py",
+        "        if applied:",
+        "        if True:",
+        "tests/multiprocess/test_attach.py::test_an_overflow_leaves_the_update_pending",
+    ),
+    "all ties go": Mutation(
+        "sparsity/threshold.py",
+        "selected[at] = hashes <= self.tie",
+        "pass",
+        f"{THRESHOLD}::test_a_cut_tells_its_threshold_and_ties",
+    ),
+    "ties go by their place on the rank": Mutation(
+        "sparsity/population.py",
+        "position_hash(self.uid, positions + self.start)",
+        "position_hash(self.uid, positions)",
+        f"{THRESHOLD}::test_any_number_of_ranks_gives_the_same_masks",
+    ),
+    "counts are floats": Mutation(
+        "sparsity/threshold.py",
+        "counts = torch.zeros(1 << bits, dtype=torch.int64)",
+        "counts = torch.zeros(1 << bits)",
+        f"{THRESHOLD}::test_any_number_of_ranks_gives_the_same_masks",
+    ),
+    "a bracket is trusted when it missed": Mutation(
+        "sparsity/threshold.py",
+        "if below < counts[s] <= below + inside:",
+        "if inside:",
+        f"{THRESHOLD}::test_brackets_that_hit_and_that_miss",
+    ),
+    "pruned weights are counted again": Mutation(
+        "sparsity/patterns.py",
+        "keep = None if mask.keep.all() else mask.keep",
+        "keep = None",
+        f"{THRESHOLD}::test_updates_add_up",
+    ),
+    "infinity passes": Mutation(
+        "sparsity/threshold.py",
+        "if check_finite and i == 0 and int(total[:, NON_FINITE >> shift :].sum()):",
+        "if False:",
+        f"{THRESHOLD}::test_non_finite_weights_are_refused_by_all",
+    ),
+    "a group loses one weight too many": Mutation(
+        "sparsity/structured.py",
+        "eligible = _rank_in_group(order) < m - self.pattern.rows",
+        "eligible = _rank_in_group(order) <= m - self.pattern.rows",
+        f"{STRUCTURED}::test_n_of_m_in_any_partitions",
+    ),
+    "a straddling group is ranked by halves": Mutation(
+        "sparsity/structured.py",
+        "order[stripe - first] = table[self._place[f.name, stripe]].to(order.device)",
+        "pass",
+        f"{STRUCTURED}::test_n_of_m_in_any_partitions",
+    ),
+    "a straddling block is scored by halves": Mutation(
+        "sparsity/structured.py",
+        "self._stripe(mask, sums[mask], stripe).copy_(whole)",
+        "pass",
+        f"{STRUCTURED}::test_blocks_in_any_partitions",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project without what it does not need to be tested."""
+    folder = tmp_path_factory.mktemp("mutated")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, folder / name)
+    return folder
+
+
+def run_test(folder: Path, test: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_test_notices(copy: Path, name: str) -> None:
+    mutation = MUTATIONS[name]
+    file = copy / mutation.file
+    original = file.read_text()
+    assert original.count(mutation.old) == 1, f"{mutation.file} no longer has: {mutation.old}"
+    file.write_text(original.replace(mutation.old, mutation.new))
+    try:
+        result = run_test(copy, mutation.test)
+    finally:
+        file.write_text(original)
+    assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-1000:]
+    # It ran the mutated copy, and failed by what it saw rather than by a broken import.
+    assert "1 failed" in result.stdout, result.stdout[-3000:]
+
+
+def test_the_copy_passes_unbroken(copy: Path) -> None:
+    """Otherwise the failures above would show nothing."""
+    for test in (f"{THRESHOLD}::test_updates_add_up", f"{ATTACH}[2-fp32]"):
+        result = run_test(copy, test)
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
