@@ -222,6 +222,14 @@ def named_weights(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return list(weights.items())
 
 
+def weight_shapes(config: ModelConfig, *, vocab_size: int, pad_id: int) -> dict[str, torch.Size]:
+    """Shape of every weight by canonical name; nothing is allocated."""
+    bert_config = build_bert_config(config, vocab_size=vocab_size, pad_id=pad_id)
+    with torch.device("meta"):
+        model = BertForMaskedLM(bert_config)
+    return {name: weight.shape for name, weight in named_weights(model)}
+
+
 def is_prunable(name: str) -> bool:
     """Whether the parameter of this canonical name is among the six weights of an encoder layer."""
     return _PRUNABLE.fullmatch(name) is not None

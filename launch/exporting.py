@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from transformers import BertForMaskedLM
 
 from bert.export import export_model
-from bert.model import ModelConfig, build_bert_config, named_weights
+from bert.model import ModelConfig, weight_shapes
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.checkpoint import MANIFEST, MASK, MASTER, Checkpoint
 from distributed.errors import BadInput
@@ -57,7 +56,10 @@ def export_checkpoint(source: Path, output: Path, *, vocab: Path | None = None) 
     problems = find_problems(checkpoint.state, counts, digest)
     if problems:
         raise BadInput(f"{folder} contradicts itself ({problems[0]}): export another checkpoint")
-    state, keep_masks = _read_weights(checkpoint, _weight_shapes(model_config, vocabulary))
+    state, keep_masks = _read_weights(
+        checkpoint,
+        weight_shapes(model_config, vocab_size=vocabulary.size, pad_id=vocabulary.pad_id),
+    )
     train = checkpoint.state.get("train") or {}
     report: dict[str, Any] = {
         "name": config.get("name", "BERT"),
@@ -116,15 +118,6 @@ def _find_vocabulary(checkpoint: Checkpoint, path: Path) -> Vocabulary:
             "one with --vocab FILE"
         )
     return vocabulary
-
-
-def _weight_shapes(model_config: ModelConfig, vocabulary: Vocabulary) -> dict[str, torch.Size]:
-    bert_config = build_bert_config(
-        model_config, vocab_size=vocabulary.size, pad_id=vocabulary.pad_id
-    )
-    with torch.device("meta"):
-        model = BertForMaskedLM(bert_config)
-    return {name: weight.shape for name, weight in named_weights(model)}
 
 
 def _read_weights(

@@ -8,7 +8,7 @@ from typing import Any
 
 from bert.corpora.shards import open_corpus
 from bert.corpora.unigram import load_unigram_counts
-from bert.model import PretrainingModel, build_model
+from bert.model import PretrainingModel, build_model, is_prunable, weight_shapes
 from bert.restoring import transfer_start
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.checkpoint import MANIFEST, find_newest
@@ -21,6 +21,7 @@ from launch.run_folder import (
     run_folder_of,
     write_identity,
 )
+from sparsity.targets import build_scopes
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ def check_run(config: PretrainConfig) -> RunPlan:
         for validation_folder in validation_folders:
             load_unigram_counts(validation_folder, vocabulary=vocabulary)
     check_advanced(config.zero)
+    if config.sparsity is not None:
+        sizes = {"vocab_size": vocabulary.size, "pad_id": vocabulary.pad_id}
+        shapes = weight_shapes(config.model, **sizes)
+        build_scopes(config.sparsity, [name for name in shapes if is_prunable(name)], shapes)
     newest, _ = find_newest(folder.checkpoints)
     source, init_fingerprint = None, None
     if newest is not None:

@@ -74,6 +74,13 @@ def list_files(workspace: Path) -> set[Path]:
         (["sparsity.prune_end_step=40"], ["sparsity.prune_end_step", "train.total_steps (40)"]),
         (["sparsity.final_sparsity=1.0"], ["sparsity.final_sparsity"]),
         (["sparsity.final_sparsity=-0.1"], ["sparsity.final_sparsity"]),
+        (["sparsity.pattern=3:2"], ["sparsity.pattern is 3:2", "write unstructured, N:M"]),
+        (["sparsity.pattern=2:4"], ["sparsity.final_sparsity is", "prunes at most 0.5"]),
+        (["sparsity.pattern=5x1"], ["sparsity.pattern needs weights", "that divide by [5, 1]"]),
+        (
+            ["sparsity.groups=[{match: nothing, final_sparsity: 0.5}]"],
+            ["sparsity.groups.0.match nothing takes no prunable parameter"],
+        ),
         (["train.global_batch_rows=1"], ["train.global_batch_rows", "launch.num_workers"]),
         (["data.shards=no/such/folder"], ["no/such/folder"]),
         (["model.init_from=no/such/run"], ["no/such/run", "does not exist"]),
