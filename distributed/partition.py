@@ -32,6 +32,7 @@ ReadRange = Callable[[str, int, int], torch.Tensor]  # (name, start, length) -> 
 
 # Positions at which the copy that the forward reads is compared with the master, per fragment.
 _SAMPLES = 4096
+_MISPLACED = 2  # what a rank says of a parameter; 1 says that its copies differ
 
 
 @dataclass(frozen=True)
@@ -283,6 +284,8 @@ class Partition:
     def check(self) -> None:
         """Collective: raise on all ranks unless each weight is owned once and sampled copies agree.
 
+        Every fragment lies within its master and apart from the others, so padding is in none.
+
         Owned ranges tile [0, numel) exactly when the hashes of their starts less those of their
         stops leave hash(0) - hash(numel): forward edges with one unit of flow from 0 to numel are
         one path.
@@ -291,7 +294,11 @@ class Partition:
         row = {name: i for i, name in enumerate(names)}
         balance = torch.zeros(len(names), dtype=torch.int64)
         differs = torch.zeros(len(names), dtype=torch.int64)
+        misplaced = self._misplaced()
         for f in self.fragments:
+            if f.name in misplaced:
+                differs[row[f.name]] = _MISPLACED
+                continue
             if f.owned_start < f.owned_stop:
                 ends = _edge_hashes(f.name, f.owned_start, f.owned_stop)
                 balance[row[f.name]] += ends[0] - ends[1]
@@ -301,11 +308,23 @@ class Partition:
             differs[row[f.name]] |= int(not torch.equal(weight, cast))
         balance, differs = all_reduce_sum(balance), all_reduce_max(differs)
         for name, i in row.items():
+            if differs[i] == _MISPLACED:
+                raise RuntimeError(f"{name} is not in its place in a rank's fp32 masters")
             ends = _edge_hashes(name, 0, self.numels[name])
             if self.numels[name] and balance[i] != ends[0] - ends[1]:
                 raise RuntimeError(f"the ranks' partitions do not tile {name} exactly once")
             if differs[i]:
                 raise RuntimeError(f"the model's copy of {name} is not its fp32 master, rounded")
+
+    def _misplaced(self) -> set[str]:
+        """Parameters with a fragment beyond its master's end or over another fragment."""
+        ends = [0] * len(self.masters())
+        wrong = set()
+        for f in sorted(self.fragments, key=lambda f: (f.slot, f.offset)):
+            if f.offset < ends[f.slot] or f.offset + f.length > self.masters()[f.slot].numel():
+                wrong.add(f.name)
+            ends[f.slot] = f.offset + f.length
+        return wrong
 
 
 def _whole(name: str, start: int, length: int, slot: int, offset: int) -> Fragment:

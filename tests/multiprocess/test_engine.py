@@ -1,5 +1,6 @@
 """Gradients, their norm and the masters against plain torch, at every stage."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -152,3 +153,40 @@ def test_a_non_finite_step_is_skipped_by_all(world_size: int) -> None:
             setup = {"stage": stage, "precision": precision}
             for result in pool.run(world_size, poisoned_step, setup, world_size - 1):
                 assert result == (False, True, True), setup
+
+
+def damaged_check(stage: int, damage: str) -> str:
+    """One rank's partition is wrong; what each rank says of it."""
+    engine = toy_engine(stage=stage, precision="bf16")
+    partition = engine.partition
+    partition.check()
+    if partition.rank == 1:
+        *rest, last = sorted(partition.fragments, key=lambda f: (f.slot, f.offset))
+        if damage == "missing":
+            partition.fragments = tuple(rest)
+        elif damage == "overlapping":
+            partition.fragments = (*rest, last, last)
+        elif damage == "beyond":
+            end = partition.masters()[last.slot].numel()
+            partition.fragments = (*rest, replace(last, offset=end))
+        elif damage == "stale":
+            partition.master(last).add_(1.0)
+    try:
+        partition.check()
+    except RuntimeError as error:
+        return str(error)
+    return "nothing is wrong"
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_wrong_partition_on_one_rank_is_seen_by_all(stage: int) -> None:
+    words = {
+        "missing": "do not tile",
+        "overlapping": "not in its place",
+        "beyond": "not in its place",
+        "stale": "is not its fp32 master",
+    }
+    for damage, said in words.items():
+        ranks = pool.run(2, damaged_check, stage, damage)
+        assert said in ranks[0], (damage, ranks)
+        assert ranks[0] == ranks[1]
