@@ -5,6 +5,7 @@ ordinary steps never wait for the host.
 """
 
 import json
+import math
 import resource
 import time
 from collections.abc import Mapping
@@ -106,10 +107,10 @@ class Metrics:
             if sparsity.state.last_update_step != self._logged_update:
                 self._logged_update = sparsity.state.last_update_step
                 self._record[_DENSITIES] = sparsity.densities()
-        self.latest = {"step": step, **self._record}
+        self.latest = {"step": step, **_as_json(self._record)}
         if self._board is not None:
             with open(self._jsonl, "a") as out:
-                out.write(json.dumps(self.latest) + "\n")
+                out.write(json.dumps(self.latest, allow_nan=False) + "\n")
             self._write_board(self._board, step)
         self._sums, self._record = {}, {}
         self._steps, self._tokens, self._seconds = 0, 0, 0.0
@@ -160,6 +161,14 @@ def render_densities(
     dark, light = np.array([8, 29, 88]), np.array([255, 255, 255])
     colours = np.round(dark + grid[..., None] * (light - dark)).astype(np.uint8)
     return np.repeat(np.repeat(colours, cell, axis=0), cell, axis=1)
+
+
+def _as_json(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with null for NaN and infinities, which JSON has no words for."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in figures.items()
+    }
 
 
 def _peak_memory_bytes(device: torch.device) -> float:

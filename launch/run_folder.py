@@ -11,14 +11,13 @@ Light on purpose: the command line and the driver read it without importing torc
 """
 
 import json
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distributed.errors import BadInput
+from distributed.files import write_atomically, write_json
 
 if TYPE_CHECKING:
     from launch.configuration import PretrainConfig
@@ -85,7 +84,7 @@ class RunFolder:
 
     def write_config(self, text: str) -> None:
         """Replace `config.yaml`."""
-        write_atomically(self.config_file, text)
+        write_atomically(self.config_file, text.encode())
 
 
 def run_folder_of(config: "PretrainConfig") -> RunFolder:
@@ -166,7 +165,7 @@ def check_identity(folder: RunFolder, identity: Mapping[str, Any]) -> bool:
 def write_identity(folder: RunFolder, identity: Mapping[str, Any]) -> None:
     """Record the identity, at the first start."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder.identity_file, json.dumps(identity, indent=1) + "\n")
+    write_json(folder.identity_file, identity)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -186,7 +185,7 @@ def truncate_metrics(path: Path, step: int) -> None:
         return
     kept = [line for line in lines if _is_kept(line, step)]
     if kept != lines:
-        write_atomically(path, b"".join(kept).decode())
+        write_atomically(path, b"".join(kept))
 
 
 def parse_record(line: bytes) -> dict[str, Any] | None:
@@ -224,18 +223,6 @@ def resolve_source(path: Path) -> Path:
         return path
     what = "has no checkpoints, manifest.json or config.json" if path.exists() else "does not exist"
     raise BadInput(f"{path} {what}: give a run, a checkpoint or a Hugging Face folder")
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Replace `file`: a reader sees all of the old or all of the new, whatever crashes."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8", newline="") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    if file.exists():
-        os.chmod(temporary, stat.S_IMODE(file.stat().st_mode))
-    os.replace(temporary, file)
 
 
 def _compare(

@@ -1,7 +1,6 @@
 """Checks everything that can be wrong with a run before a process is started for it."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ from bert.corpora.unigram import load_unigram_counts
 from bert.model import PretrainingModel, build_model
 from bert.restoring import transfer_start
 from bert.vocabulary import Vocabulary, load_vocabulary
-from distributed.checkpoint import MANIFEST, find_newest
+from distributed.checkpoint import find_newest
+from distributed.checkpoint_manifest import MANIFEST, read_manifest
+from distributed.files import sha256_of
 from distributed.zero import check_advanced
 from launch.configuration import PretrainConfig, dump_yaml
 from launch.run_folder import (
@@ -58,7 +59,7 @@ def check_run(config: PretrainConfig) -> RunPlan:
     source, init_fingerprint = None, None
     if newest is not None:
         # The first weights are history: their source may have moved, trained on or gone.
-        init_fingerprint = newest.state["identity"]["model"]["init_fingerprint"]
+        init_fingerprint = newest.section("identity", "model").get("init_fingerprint")
     elif config.model.init_from is not None:
         source = resolve_source(config.model.init_from)
         init_fingerprint = _fingerprint(source)
@@ -108,15 +109,10 @@ def _fingerprint(source: Path) -> str:
     """A hash of a model's weights and masks, wherever and whenever they were written."""
     total = hashlib.sha256()
     if (source / MANIFEST).exists():
-        files = json.loads((source / MANIFEST).read_text())["files"]
-        checksums = [files[name]["sha256"] for name in sorted(files)]
+        files = read_manifest(source).files
+        checksums = [files[name].sha256 for name in sorted(files)]
     else:
-        checksums = [_sha256(file) for file in sorted(source.glob("*.safetensors"))]
+        checksums = [sha256_of(file) for file in sorted(source.glob("*.safetensors"))]
     for checksum in checksums:
         total.update(bytes.fromhex(checksum))
     return total.hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,8 +1,6 @@
 """One training process: Ray Train, torchrun and a single process all call `run_pretraining`."""
 
 import logging
-import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -29,8 +27,12 @@ from bert.restoring import (
     transfer_start,
 )
 from bert.vocabulary import load_vocabulary
-from distributed.checkpoint import Checkpoint, find_newest, remove_old, save_checkpoint
+from distributed.checkpoint import Checkpoint, find_newest
+from distributed.checkpoint_retention import remove_old, set_aside
+from distributed.checkpoint_writer import save_checkpoint
 from distributed.collectives import broadcast_json
+from distributed.errors import BadInput
+from distributed.fencing import claim
 from distributed.topology import Topology, detect_topology, ensure_process_group
 from distributed.zero import build_engine
 from launch.configuration import PretrainConfig, dump_yaml
@@ -179,25 +181,37 @@ def run_pretraining(
 
 
 def _agree_on_start(folder: RunFolder, topology: Topology) -> tuple[Checkpoint | None, str]:
-    """Collective: the newest good checkpoint, verified by rank 0, and a new attempt's name.
+    """Collective: the newest good checkpoint, verified by rank 0, and a new attempt's word.
 
-    Rank 0 also cuts the metrics back to that checkpoint.
+    Rank 0 first shuts out writers of earlier attempts, and then takes later, damaged checkpoints
+    out of the way and cuts the metrics back.
     """
     choice: dict[str, Any] = {}
     if topology.is_first:
         try:
+            attempt = claim(folder.checkpoints)
             newest, refused = find_newest(folder.checkpoints)
             for reason in refused:
                 log.warning("passed over a damaged checkpoint: %s", reason)
+            if refused and newest is None:
+                raise BadInput(
+                    f"{folder.checkpoints} has checkpoints and none can be used ({refused[0]}): "
+                    "put a good one back, or remove them to start anew"
+                )
+            set_aside(folder.checkpoints, newer_than=newest.step if newest else 0)
             truncate_metrics(folder.metrics_file, newest.step if newest else 0)
             choice = {
                 "path": str(newest.path) if newest else None,
-                "attempt": f"{int(time.time())}-{uuid.uuid4().hex[:8]}",
+                "attempt": attempt,
             }
+        except BadInput as error:
+            choice = {"bad_input": str(error)}
         except Exception as error:
             # The others wait for this broadcast: they hear of the failure instead of hanging.
             choice = {"error": repr(error)}
     choice = broadcast_json(choice)
+    if "bad_input" in choice:
+        raise BadInput(choice["bad_input"])
     if "error" in choice:
         raise RuntimeError(f"rank 0 could not choose a checkpoint: {choice['error']}")
     if choice["path"] is None:

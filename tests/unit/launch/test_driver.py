@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from distributed.checkpoint import FORMAT, VERSION, BadCheckpoint
+from distributed.checkpoint_manifest import BadCheckpoint, write_manifest
 from distributed.errors import BadInput
 from launch.configuration import LaunchConfig
 from launch.driver import _Failures
@@ -55,9 +55,8 @@ def test_a_restart_is_told_while_there_are_any_left(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     step = folder.checkpoints / "step-00000020"
     step.mkdir(parents=True)
-    manifest = {"format": FORMAT, "version": VERSION, "step": 20, "world_size": 1}
-    manifest |= {"optimizer_steps": 20, "parameters": {}, "files": {}, "state": {}}
-    (step / "manifest.json").write_text(json.dumps(manifest))
+    fields = {"step": 20, "world_size": 1, "optimizer_steps": 20}
+    write_manifest(step, {**fields, "parameters": {}, "files": {}, "state": {}})
     display: Any = SimpleNamespace(note=notes.append)
     failures = _Failures(tmp_path, folder, 1, display)
     for rank in (0, 1):
