@@ -37,6 +37,9 @@ class CheckpointConfig(Config):
 
     interval_steps: int = Field(1000, ge=1)
     keep_last: int = Field(3, ge=1, description="older ones are removed after a save")
+    max_failed_writes: int = Field(
+        3, ge=1, description="in a row; fewer cost their checkpoint and training goes on"
+    )
 
 
 def step_folder(folder: Path, step: int) -> Path:

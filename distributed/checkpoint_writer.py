@@ -52,6 +52,7 @@ class HostCopy:
 
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
+        self._from_gpu = False
 
     def take(
         self,
@@ -80,7 +81,7 @@ class HostCopy:
                 tensors[key] = self._copy(key, value.detach()[f.owned])
             if f in packed_masks:
                 tensors[f"{MASK}|{where}"] = packed_masks[f]
-        if any(buffer.is_pinned() for buffer in self._buffers.values()):
+        if self._from_gpu:
             torch.cuda.synchronize()
         manifest = {
             "step": step,
@@ -97,6 +98,7 @@ class HostCopy:
             # Kept: the pages of fresh memory would cost more than the copy.
             buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
             self._buffers[key] = buffer
+            self._from_gpu |= value.is_cuda
         buffer.copy_(value, non_blocking=True)
         return buffer
 
@@ -208,7 +210,7 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
     digest = hashlib.sha256()
     with open(file, "wb", buffering=0) as out:
         pieces = [memoryview(len(encoded).to_bytes(8, "little") + encoded)]
-        pieces += [memoryview(tensors[key].numpy()).cast("B") for key in order]
+        pieces += [tensors[key].numpy().data.cast("B") for key in order]
         for piece in pieces:
             digest.update(piece)
             write_all(out.fileno(), piece)

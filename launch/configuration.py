@@ -39,6 +39,9 @@ class LaunchConfig(Config):
         "auto", description="auto: one GPU for each worker where the cluster has any"
     )
     max_failures: int = Field(3, ge=0, description="restarts after a worker is lost")
+    hang_seconds: float = Field(
+        1800, gt=0, description="a worker that finishes no step for so long is replaced"
+    )
     address: str | None = Field(
         None,
         description="address of a Ray cluster; null takes RAY_ADDRESS from the environment, and "

@@ -18,11 +18,14 @@ from typing import Any
 from distributed.checkpoint import find_newest
 from distributed.errors import BadInput
 from launch.configuration import PretrainConfig, resolve_paths
+from launch.crash_loops import CrashLoops
+from launch.lease import refuse_if_held
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.ray_cluster import check_resources, ray_cluster
 from launch.ray_events import Failure, FailureTail, build_callback
-from launch.run_folder import RunFolder, run_folder_of
-from launch.run_setup import RunPlan, begin_run, check_run
+from launch.run_events import EventTail
+from launch.run_folder import RunFolder, read_metrics, run_folder_of
+from launch.run_setup import RunPlan, begin_run, check_run, hold_run
 from launch.stopping import report_end, signals_request_stop
 
 
@@ -39,18 +42,20 @@ def pretrain(config: PretrainConfig, *, local: bool = False) -> int:
         from launch.local import pretrain_locally
 
         return pretrain_locally(config)
-    plan = check_run(config)
     folder = run_folder_of(config)
+    refuse_if_held(folder.path)
+    plan = check_run(config)
     if plan.finished_steps >= config.train.total_steps:
         return report_end(folder, plan.finished_steps, config.train.total_steps)
     attempt = folder.ray / f"attempt-{time.time_ns()}"
     logs = attempt / "logs"
     with ray_cluster(config.launch, log_folder=logs):
         use_gpu = check_resources(config.launch)
-        begin_run(config, plan)
-        logs.mkdir(parents=True)
-        trainer = _build_trainer(config, plan, attempt, use_gpu=use_gpu)
-        return _follow(trainer, config, plan, attempt)
+        with hold_run(folder):
+            begin_run(config, plan)
+            logs.mkdir(parents=True)
+            trainer = _build_trainer(config, plan, attempt, use_gpu=use_gpu)
+            return _follow(trainer, config, plan, attempt)
 
 
 def _build_trainer(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> Any:
@@ -127,16 +132,20 @@ def _follow(trainer: Any, config: PretrainConfig, plan: RunPlan, attempt: Path) 
         signals_request_stop(folder.stop_file),
         ProgressDisplay(total, start_step=plan.finished_steps, label=config.name) as display,
     ):
-        failures = _Failures(attempt, folder, launch.max_failures, display)
+        failures = Failures(attempt, folder, launch.max_failures, display)
+        events = EventTail(folder.events_file)
         display.note(f"starting {launch.num_workers} worker(s)")
         threading.Thread(target=fit, name="ray-train", daemon=True).start()
         follow_metrics(
             folder.metrics_file,
-            stop=lambda: finished.is_set() | failures.look(),
+            stop=lambda: finished.is_set() | failures.look() | _tell(events, display),
             on_record=display.update,
         )
     if failures.bad_input is not None:
         raise BadInput(failures.bad_input.reason)  # and with the cluster go the other workers
+    if failures.diagnosis is not None:
+        print(f"error: {failures.diagnosis} (logs: {folder.logs}, {attempt})", file=sys.stderr)
+        return 1
     if "error" in outcome:
         reason = failures.last or str(outcome["error"]).strip().splitlines()[-1]
         print(f"error: training failed, {reason} (logs: {folder.logs}, {attempt})", file=sys.stderr)
@@ -144,14 +153,23 @@ def _follow(trainer: Any, config: PretrainConfig, plan: RunPlan, attempt: Path) 
     return report_end(folder, _newest_step(folder), total)
 
 
-class _Failures:
-    """Tells the user of each failure as it comes."""
+def _tell(events: EventTail, display: ProgressDisplay) -> bool:
+    """Show what has happened; no event by itself ends the run."""
+    for event in events.poll():
+        display.note(event["message"])
+    return False
+
+
+class Failures:
+    """Tells the user of each failure as it comes, and sees which of them end the run."""
 
     def __init__(
         self, attempt: Path, folder: RunFolder, max_failures: int, display: ProgressDisplay
     ) -> None:
         self.last: Failure | None = None
         self.bad_input: Failure | None = None
+        self.diagnosis: str | None = None  # why no restart is worth trying
+        self._loops = CrashLoops()
         self._tail = FailureTail(attempt)
         self._folder = folder
         self._display = display
@@ -163,13 +181,22 @@ class _Failures:
             self.last = failure
             if failure.bad_input:
                 self.bad_input = failure
+            elif failure.final:
+                self.diagnosis = str(failure)
+            elif diagnosis := self._loops.look(failure, _last_step(self._folder)):
+                self.diagnosis = diagnosis
             elif self._restarts_left > 0:
                 self._restarts_left -= 1
                 self._display.note(
                     f"{failure}; restarting from step {_newest_step(self._folder)} "
                     f"({self._restarts_left} restart(s) left)"
                 )
-        return self.bad_input is not None
+        return self.bad_input is not None or self.diagnosis is not None
+
+
+def _last_step(folder: RunFolder) -> int:
+    """The last that was logged."""
+    return max((int(r.get("step", 0)) for r in read_metrics(folder.metrics_file)), default=0)
 
 
 def _newest_step(folder: RunFolder) -> int:

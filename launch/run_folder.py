@@ -3,6 +3,8 @@
     runs/<name>/config.yaml      the resolved configuration of the last start
                 identity.json    what may not change between starts
                 metrics.jsonl    one JSON object a log step
+                events.jsonl     what happened besides, one JSON object an event
+                passed-over.json batches left out after a return to a checkpoint
                 tensorboard/  checkpoints/step-00000050/  logs/  ray/<attempt>/
                 cache/           packing indices, computed again if removed
                 stop             a request to save and stop
@@ -22,8 +24,14 @@ from distributed.files import write_atomically, write_json
 if TYPE_CHECKING:
     from launch.configuration import PretrainConfig
 
-# Fields of the train section that change how a run is computed or told, not what it computes.
-_FREE_TRAIN_FIELDS = {"micro_batch_rows", "log_interval_steps"}
+# Fields of the train section that change how a run is computed or told, or whether it goes on after
+# a fault, not what it computes.
+_FREE_TRAIN_FIELDS = {
+    "micro_batch_rows",
+    "log_interval_steps",
+    "on_non_finite",
+    "max_non_finite_steps",
+}
 # What a user knows a fingerprint by.
 _LABELS = {
     "data.fingerprint": "the content of data.shards",
@@ -50,6 +58,15 @@ class RunFolder:
     @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def passed_over_file(self) -> Path:
+        """Batches that a return to a checkpoint left out for good."""
+        return self.path / "passed-over.json"
 
     @property
     def tensorboard(self) -> Path:

@@ -1,6 +1,8 @@
 """Checks everything that can be wrong with a run before a process is started for it."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,13 @@ from bert.restoring import transfer_start
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.checkpoint import find_newest
 from distributed.checkpoint_manifest import MANIFEST, read_manifest
+from distributed.errors import BadInput
 from distributed.files import sha256_of
 from distributed.zero import check_advanced
 from launch.configuration import PretrainConfig, dump_yaml
+from launch.lease import hold
 from launch.run_folder import (
+    RunFolder,
     check_identity,
     identity,
     resolve_source,
@@ -81,6 +86,25 @@ def check_run(config: PretrainConfig) -> RunPlan:
         init_from=str(source) if source is not None else None,
         finished_steps=newest.step if newest is not None else 0,
     )
+
+
+@contextmanager
+def hold_run(folder: RunFolder, *, say: bool = True) -> Iterator[None]:
+    """Hold the run folder, creating it if need be, and nobody else trains in it meanwhile.
+
+    Raises:
+        BadInput: somebody else does, or nothing can be written there.
+    """
+    with ExitStack() as stack:
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(folder.path, say=say))
+        except OSError as error:
+            raise BadInput(
+                f"{folder.path} cannot be written ({error.strerror}): set launch.runs_dir to a "
+                "folder that can, or free some space"
+            ) from error
+        yield
 
 
 def begin_run(config: PretrainConfig, plan: RunPlan) -> None:
