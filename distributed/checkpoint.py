@@ -37,6 +37,12 @@ class CheckpointConfig(Config):
 
     interval_steps: int = Field(1000, ge=1)
     keep_last: int = Field(3, ge=1, description="older ones are removed after a save")
+    keep_every_steps: int | None = Field(
+        None, ge=1, description="checkpoints of multiples of it stay for good"
+    )
+    keep_best: int = Field(
+        0, ge=0, description="so many of the lowest validation loss, the sets' mean, stay"
+    )
     max_failed_writes: int = Field(
         3, ge=1, description="in a row; fewer cost their checkpoint and training goes on"
     )
@@ -109,6 +115,10 @@ class Checkpoint:
     def kinds(self) -> list[str]:
         """What is stored of the weights: master, the moments, keep_mask."""
         return sorted({kind for kind, _ in self._index})
+
+    def holds(self, kind: str, name: str) -> bool:
+        """Whether `kind` is stored of this parameter."""
+        return (kind, name) in self._index
 
     def reader(self, kind: str) -> ReadRange:
         """A function (name, start, length) -> tensor [length]; bool for masks, else fp32."""

@@ -194,6 +194,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [record for line in lines if (record := parse_record(line)) is not None]
 
 
+def validation_by_step(path: Path) -> dict[int, float | None]:
+    """The validation loss at each step where it was measured, the mean over the sets."""
+    found: dict[int, float | None] = {}
+    for record in read_metrics(path):
+        losses = [
+            value
+            for key, value in record.items()
+            if key.startswith("validation/") and key.endswith("/mlm_loss")
+        ]
+        if losses and all(isinstance(loss, float) for loss in losses):
+            found[record["step"]] = sum(losses) / len(losses)
+    return found
+
+
 def truncate_metrics(path: Path, step: int) -> None:
     """Drop the records after `step`, and torn lines; what stays keeps its bytes."""
     try:

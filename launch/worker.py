@@ -37,7 +37,7 @@ from distributed.zero import build_engine
 from launch.attempt import Attempt, agree_on_attempt
 from launch.configuration import PretrainConfig, dump_yaml
 from launch.run_events import append_event
-from launch.run_folder import read_metrics, run_folder_of
+from launch.run_folder import read_metrics, run_folder_of, validation_by_step
 from launch.run_setup import build_new_model
 from launch.watchdog import Watchdog
 from sparsity.controller import SparsityController
@@ -200,12 +200,16 @@ def _train_from(
         config_text=dump_yaml(config),
         on_record=look_for_spike,
     )
-    keep_last = config.checkpoint.keep_last
     writer = CheckpointWriter(
         folder.checkpoints,
         attempt=attempt.word,
         max_failures=config.checkpoint.max_failed_writes,
-        on_commit=lambda step: remove_old(folder.checkpoints, newest=step, keep_last=keep_last),
+        on_commit=lambda step: remove_old(
+            folder.checkpoints,
+            newest=step,
+            config=config.checkpoint,
+            losses=validation_by_step(folder.metrics_file),
+        ),
         on_failure=lambda step, reason: append_event(
             folder.events_file,
             "checkpoint",

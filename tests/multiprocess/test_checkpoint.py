@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from distributed.checkpoint import MASK, MASTER, Checkpoint, find_newest, list_steps
+from distributed.checkpoint import (
+    MASK,
+    MASTER,
+    Checkpoint,
+    CheckpointConfig,
+    find_newest,
+    list_steps,
+)
 from distributed.checkpoint_manifest import MANIFEST, BadCheckpoint, seal
 from distributed.checkpoint_retention import remove_old
 from distributed.checkpoint_writer import save_checkpoint
@@ -168,7 +175,7 @@ def test_the_newest_good_one_is_found_and_old_ones_go(tmp_path: Path) -> None:
     newest, refused = find_newest(tmp_path)
     assert newest is not None and newest.step == 2
     assert len(refused) == 1 and "rank-00000" in refused[0]
-    remove_old(tmp_path, newest=3, keep_last=2)
+    remove_old(tmp_path, newest=3, config=CheckpointConfig(keep_last=2), losses={})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 

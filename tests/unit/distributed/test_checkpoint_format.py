@@ -16,11 +16,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from distributed.checkpoint import MASK, MASTER, Checkpoint, find_newest, list_steps
+from distributed.checkpoint import (
+    MASK,
+    MASTER,
+    Checkpoint,
+    CheckpointConfig,
+    find_newest,
+    list_steps,
+)
 from distributed.checkpoint_manifest import MANIFEST, BadCheckpoint, seal
 from distributed.checkpoint_retention import remove_old
 from distributed.files import sha256_of
 from tests.unit.distributed.conftest import NUMELS, STATE, STEP, masks, tensors, write
+
+KEEP_ONE = CheckpointConfig(keep_last=1)
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +352,7 @@ def test_other_folders_are_neither_listed_nor_removed(template: Path, tmp_path: 
         shutil.copytree(template, tmp_path / name)
     (tmp_path / "step-00000070").mkdir()  # never committed
     assert list_steps(tmp_path) == [50, 60, 123456789]
-    remove_old(tmp_path, newest=123456789, keep_last=1)
+    remove_old(tmp_path, newest=123456789, config=KEEP_ONE, losses={})
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == sorted(["step-123456789", "step-00000070", *others])
 
@@ -351,5 +360,7 @@ def test_other_folders_are_neither_listed_nor_removed(template: Path, tmp_path: 
 def test_later_damaged_ones_take_no_place_from_good_ones(template: Path, tmp_path: Path) -> None:
     for step in (40, 50, 100):
         shutil.copytree(template, tmp_path / f"step-{step:08d}")
-    remove_old(tmp_path, newest=50, keep_last=1)  # the run went back from a damaged 100
+    remove_old(
+        tmp_path, newest=50, config=KEEP_ONE, losses={}
+    )  # the run went back from a damaged 100
     assert list_steps(tmp_path) == [50, 100]
