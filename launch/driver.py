@@ -24,7 +24,7 @@ from launch.progress import ProgressDisplay, follow_metrics
 from launch.ray_cluster import check_resources, ray_cluster
 from launch.ray_events import Failure, FailureTail, build_callback
 from launch.run_events import EventTail
-from launch.run_folder import RunFolder, read_metrics, run_folder_of
+from launch.run_folder import RunFolder, last_step, run_folder_of
 from launch.run_setup import RunPlan, begin_run, check_run, hold_run
 from launch.stopping import report_end, signals_request_stop
 
@@ -83,7 +83,7 @@ def _build_trainer(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_
             storage_path=str(attempt.parent),
             failure_config=FailureConfig(max_failures=config.launch.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
-            callbacks=[build_callback(attempt)],
+            callbacks=[build_callback(attempt, run_folder_of(config).metrics_file)],
         ),
     )
 
@@ -183,7 +183,7 @@ class Failures:
                 self.bad_input = failure
             elif failure.final:
                 self.diagnosis = str(failure)
-            elif diagnosis := self._loops.look(failure, _last_step(self._folder)):
+            elif diagnosis := self._loops.look(failure, last_step(self._folder.metrics_file)):
                 self.diagnosis = diagnosis
             elif self._restarts_left > 0:
                 self._restarts_left -= 1
@@ -192,11 +192,6 @@ class Failures:
                     f"({self._restarts_left} restart(s) left)"
                 )
         return self.bad_input is not None or self.diagnosis is not None
-
-
-def _last_step(folder: RunFolder) -> int:
-    """The last that was logged."""
-    return max((int(r.get("step", 0)) for r in read_metrics(folder.metrics_file)), default=0)
 
 
 def _newest_step(folder: RunFolder) -> int:

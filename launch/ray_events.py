@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from distributed.errors import BadInput, Unrecoverable
+from launch.run_folder import last_step
 
 FILE_NAME = "failures.jsonl"
-_ROW_SECONDS = 300.0  # a start takes up to a minute: failures closer than this are in a row
 _MOST_SECONDS = 60.0
 
 
@@ -73,22 +73,27 @@ class FailureTail:
 
 
 class BackOff:
-    """How long to wait before a restart: not at all after the first failure, longer in a row."""
+    """How long to wait before a restart: not at all after progress, without it ever longer."""
 
     def __init__(self) -> None:
-        self._last: float | None = None
+        self._step = -1
         self._seconds = 0.0
 
-    def next_seconds(self, now: float) -> float:
-        """At a failure at `now` (any steady clock): seconds until the next start."""
-        in_a_row = self._last is not None and now - self._last < _ROW_SECONDS
-        self._seconds = min(_MOST_SECONDS, max(1.0, 2 * self._seconds)) if in_a_row else 0.0
-        self._last = now + self._seconds
+    def next_seconds(self, step: int) -> float:
+        """At a failure after `step` was logged: seconds until the next start."""
+        progress = step > self._step
+        self._seconds = 0.0 if progress else min(_MOST_SECONDS, max(1.0, 2 * self._seconds))
+        self._step = max(step, self._step)
         return self._seconds
 
 
-def build_callback(folder: Path) -> Any:
-    """An object for ray.train.RunConfig(callbacks=...), which works in the controller's process."""
+def build_callback(folder: Path, metrics_file: Path) -> Any:
+    """An object for ray.train.RunConfig(callbacks=...), which works in the controller's process.
+
+    Args:
+        folder: where failures are recorded.
+        metrics_file: the run's, which tells progress.
+    """
     from ray.train import UserCallback
 
     file = folder / FILE_NAME
@@ -102,6 +107,6 @@ def build_callback(folder: Path) -> Any:
             with open(file, "a") as out:
                 out.write(json.dumps(vars(find_cause(worker_exceptions))) + "\n")
             # The controller waits for this call before it starts the next group.
-            time.sleep(back_off.next_seconds(time.monotonic()))
+            time.sleep(back_off.next_seconds(last_step(metrics_file)))
 
     return RecordFailures()

@@ -194,6 +194,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [record for line in lines if (record := parse_record(line)) is not None]
 
 
+def last_step(path: Path) -> int:
+    """The last step in a metrics file; 0 if there is none."""
+    return max((int(record.get("step", 0)) for record in read_metrics(path)), default=0)
+
+
 def validation_by_step(path: Path) -> dict[int, float | None]:
     """The validation loss at each step where it was measured, the mean over the sets."""
     found: dict[int, float | None] = {}
