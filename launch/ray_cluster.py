@@ -139,11 +139,11 @@ def check_resources(launch: LaunchConfig) -> bool:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     use_gpu = choose_gpu(launch, nodes)
     fit = count_places(launch, nodes, use_gpu=use_gpu)
-    if fit < launch.num_workers:
+    if fit < launch.fewest_workers:
         cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
         wants = f"{launch.cpus_per_worker:g} CPU" + (" and a GPU" if use_gpu else "")
         raise BadInput(
-            f"launch.num_workers is {launch.num_workers}, each with {wants}, but the cluster's "
+            f"launch.num_workers is {launch.fewest_workers}, each with {wants}, but the cluster's "
             f"{len(nodes)} node(s) with {cpus:g} CPUs and {gpus:g} GPUs hold {fit}: lower "
             "launch.num_workers or launch.cpus_per_worker"
             + (", or set launch.use_gpu to false" if use_gpu else "")
