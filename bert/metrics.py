@@ -61,7 +61,7 @@ class Metrics:
             start_step: finished steps; TensorBoard discards what a dead attempt logged beyond.
             flops_per_token: forward and backward, for the utilisation figure.
             config_text: the resolved configuration, shown in TensorBoard.
-            on_record: called with each record, on the rank that writes it.
+            on_record: called with each record, on the rank that writes it, before it does.
         """
         self.latest: dict[str, Any] = {}
         self._topology = topology

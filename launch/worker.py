@@ -32,6 +32,7 @@ from bert.restoring import (
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.checkpoint_async import CheckpointWriter
 from distributed.checkpoint_retention import remove_old
+from distributed.fencing import check_claim
 from distributed.topology import Topology, detect_topology, ensure_process_group
 from distributed.zero import build_engine
 from launch.attempt import Attempt, agree_on_attempt
@@ -183,7 +184,9 @@ def _train_from(
     for record in read_metrics(folder.metrics_file):  # a resumed run judges as one that went on
         spikes.look(record.get("train/mlm_loss"))
 
-    def look_for_spike(record: Mapping[str, Any]) -> None:
+    def before_record(record: Mapping[str, Any]) -> None:
+        # A group that was cut off and trains on alone must not write into its successor's figures.
+        check_claim(folder.checkpoints, attempt.word)
         if "train/mlm_loss" in record and (found := spikes.look(record["train/mlm_loss"])):
             tell("spike", f"step {record['step']}: {found}")
 
@@ -198,7 +201,7 @@ def _train_from(
             mlm_probability=config.data.mlm_probability,
         ),
         config_text=dump_yaml(config),
-        on_record=look_for_spike,
+        on_record=before_record,
     )
     writer = CheckpointWriter(
         folder.checkpoints,
