@@ -124,6 +124,8 @@ class CheckpointWriter:
         if self._snapshot.rank == 0:
             with contextlib.suppress(OSError):
                 remove_part(self._folder, self._snapshot.step, self._attempt)
+        # Nobody writes this step again before the old part is gone.
+        all_reduce_max(torch.zeros(1, dtype=torch.int32))
         if superseded:
             raise Superseded(f"{self._folder} belongs to a later start of this run")
         self._failures += 1
