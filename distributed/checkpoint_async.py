@@ -121,11 +121,11 @@ class CheckpointWriter:
         self._abandoned.set()  # rank 0 may be waiting for the part that will not come
         self._thread.join()
         self._thread = None
+        _barrier()  # nobody writes any more
         if self._snapshot.rank == 0:
             with contextlib.suppress(OSError):
                 remove_part(self._folder, self._snapshot.step, self._attempt)
-        # Nobody writes this step again before the old part is gone.
-        all_reduce_max(torch.zeros(1, dtype=torch.int32))
+        _barrier()  # nobody writes this step again before the old part is gone
         if superseded:
             raise Superseded(f"{self._folder} belongs to a later start of this run")
         self._failures += 1
@@ -197,3 +197,8 @@ class CheckpointWriter:
             f"failure(s) in a row: see to the disk of {self._folder}; the checkpoints before are "
             "whole and the same command continues from the newest"
         )
+
+
+def _barrier() -> None:
+    """Collective: wait for all ranks."""
+    all_reduce_max(torch.zeros(1, dtype=torch.int32))
