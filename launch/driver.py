@@ -23,7 +23,7 @@ from launch.lease import refuse_if_held
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.ray_cluster import check_resources, ray_cluster
 from launch.ray_events import Failure, FailureTail, build_callback
-from launch.run_events import EventTail
+from launch.run_events import EventTail, append_event
 from launch.run_folder import RunFolder, last_step, run_folder_of
 from launch.run_setup import RunPlan, begin_run, check_run, hold_run
 from launch.stopping import report_end, signals_request_stop
@@ -57,11 +57,12 @@ def pretrain(config: PretrainConfig, *, local: bool = False) -> int:
         with hold_run(folder):
             begin_run(config, plan)
             logs.mkdir(parents=True)
-            trainer = _build_trainer(config, plan, attempt, use_gpu=use_gpu)
-            return _follow(trainer, config, plan, attempt)
+            return _follow(config, plan, attempt, use_gpu=use_gpu)
 
 
-def _build_trainer(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> Any:
+def _build_trainer(
+    config: PretrainConfig, plan: RunPlan, attempt: Path, *, number: int, use_gpu: bool
+) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
@@ -83,7 +84,7 @@ def _build_trainer(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_
             },
         ),
         run_config=RunConfig(
-            name=attempt.name,
+            name=attempt.name if number == 0 else f"{attempt.name}-{number}",
             storage_path=str(attempt.parent),
             failure_config=FailureConfig(max_failures=config.launch.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
@@ -120,7 +121,33 @@ def _numbers(figures: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in figures.items() if isinstance(value, int | float)}
 
 
-def _follow(trainer: Any, config: PretrainConfig, plan: RunPlan, attempt: Path) -> int:
+def _fit(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> None:
+    """Train to the end; a group that could not even start is started again.
+
+    Ray Train restarts a group that fails while it trains, and raises what happens before, such as
+    an exception in the process group's start.
+    """
+    from ray.train import ControllerError
+
+    folder, launch = run_folder_of(config), config.launch
+    for number in range(launch.max_failures + 1):
+        trainer = _build_trainer(config, plan, attempt, number=number, use_gpu=use_gpu)
+        try:
+            trainer.fit()
+            return
+        except ControllerError as error:
+            if number == launch.max_failures:
+                raise
+            reason = str(error).strip().splitlines()[-1]
+            append_event(
+                folder.events_file,
+                "start",
+                f"the workers could not start ({reason}); starting them again "
+                f"({launch.max_failures - number - 1} more time(s))",
+            )
+
+
+def _follow(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> int:
     """Train and show it until it ends; the exit code.
 
     Raises:
@@ -132,7 +159,7 @@ def _follow(trainer: Any, config: PretrainConfig, plan: RunPlan, attempt: Path) 
 
     def fit() -> None:
         try:
-            trainer.fit()
+            _fit(config, plan, attempt, use_gpu=use_gpu)
         except BaseException as error:
             outcome["error"] = error
         finally:

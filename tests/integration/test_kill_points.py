@@ -27,6 +27,7 @@ MOMENTS = {
     "after-rename": (2, 0),
     "removing-old": (5, 0),
     "reporting": (2, 1),
+    "group-start": (1, 0),
 }
 
 
@@ -61,6 +62,20 @@ def test_a_worker_killed_at_a_point(
     assert_equal_runs(run, reference[1])
 
 
+@pytest.mark.timeout(900)
+def test_an_exception_while_the_group_starts(
+    reference: tuple[Command, Path], workspace: Path, config_file: Path, start: Start
+) -> None:
+    run, marker = workspace / "runs" / "group-start", workspace / "raised-group-start"
+    env = killing("group-start", *MOMENTS["group-start"], marker)
+    command = start("pretrain", config_file, "name=group-start", env=env)
+    assert command.wait() == 0, command.out + command.err
+    assert marker.exists(), "it was never raised"
+    assert "the workers could not start (" in command.out
+    assert "starting them again (2 more time(s))" in command.out
+    assert_equal_runs(run, reference[1])
+
+
 @pytest.fixture(scope="module")
 def alone(workspace: Path, config_file: Path, start: Start) -> Path:
     """The run of one process, without Ray."""
@@ -70,7 +85,7 @@ def alone(workspace: Path, config_file: Path, start: Start) -> Path:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("point", sorted(set(POINTS) - {"reporting"}))
+@pytest.mark.parametrize("point", sorted(set(POINTS) - {"reporting", "group-start"}))
 def test_a_process_killed_at_a_point(
     point: str, alone: Path, workspace: Path, config_file: Path, start: Start
 ) -> None:

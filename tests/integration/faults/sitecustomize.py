@@ -1,4 +1,4 @@
-"""Kills this process at a named point of the program: for tests, through the environment alone.
+"""Kills this process at a named point of the program; for tests, through the environment alone.
 
 Python imports this file at its start where its folder is in PYTHONPATH, in every process of a run.
 `SPARSEBERT_TEST_KILL=POINT:COUNT:RANK:MARKER` then ends the process of that rank with SIGKILL when
@@ -24,6 +24,8 @@ POINTS = {
     "after-rename": ("distributed.fencing", "commit", "after"),
     "removing-old": ("distributed.files", "remove_folder", "before"),
     "reporting": ("launch.driver", "_numbers", "before"),
+    # Raises instead, as a connection does that cannot be made. No rank is known yet: 0 stands.
+    "group-start": ("ray.train.torch.config", "_setup_torch_process_group", "raise"),
 }
 
 
@@ -54,6 +56,9 @@ def install(setting: str) -> None:
             if now and when == "halfway":
                 descriptor, data = args
                 os.write(descriptor, data[: len(data) // 2])  # type: ignore[arg-type, index]
+            if now and when == "raise":
+                Path(marker).touch()
+                raise RuntimeError("connectFullMesh failed")
             if now and when != "after":
                 die()
             result = original(*args, **kwargs)
