@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from distributed.checkpoint import Checkpoint, find_newest, list_steps
 from distributed.errors import BadInput
-from launch.run_folder import run_folder_of
+from launch.run_folder import RunFolder, run_folder_of
 from launch.run_setup import begin_run, check_run, hold_run
 from tests.multiprocess import pool
 from tests.multiprocess.runs import (
@@ -78,7 +78,8 @@ def train_and(
             if how == "full":
                 fill(disk)
             elif how == "read-only":
-                mount("-o", "remount,ro", str(disk))
+                # Over the folder: what has open files cannot be made read-only under them.
+                mount("-t", "tmpfs", "-o", "ro", "tmpfs", str(disk / "run" / "checkpoints"))
         return micro_batches(self, batch)
 
     def write_half(descriptor: int, data: memoryview) -> None:
@@ -119,18 +120,22 @@ def test_training_ends_with_the_reason_and_goes_on_later(
     told = [error for error in errors if error.startswith("CheckpointNotWritten: ")]
     assert told and all(words in error for error in told), errors
     assert all("could not write" in error for error in errors if error not in told), errors
+    if how == "read-only":
+        subprocess.run(["umount", str(folder.checkpoints)], check=True, timeout=30)
     assert list_steps(folder.checkpoints) == [2]
     Checkpoint(folder.checkpoints / "step-00000002")
 
-    if how == "read-only":
-        with pytest.raises(BadInput, match="cannot be written"), hold_run(folder):
-            pass
-        mount("-o", "remount,rw", str(disk))
     (disk / "ballast").unlink(missing_ok=True)
     train(2, config)
     assert differences(contents(last_checkpoint(folder)), contents(last_checkpoint(whole))) == []
     for figure in ("train/mlm_loss", "sparsity/digest", "train/tokens_seen"):
         assert column(folder, figure) == column(whole, figure), figure
+
+
+def test_a_launcher_says_what_it_cannot_write(disk: Path) -> None:
+    mount("-o", "remount,ro", str(disk))
+    with pytest.raises(BadInput, match="cannot be written"), hold_run(RunFolder(disk / "run")):
+        pass
 
 
 def test_one_failed_write_costs_one_checkpoint(text: Text, tmp_path: Path, disk: Path) -> None:
