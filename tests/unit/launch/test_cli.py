@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from distributed.checkpoint_manifest import seal
 from launch import __main__ as cli
 from launch.run_folder import RunFolder
 
@@ -160,8 +161,7 @@ def test_bad_configuration(
 def test_bad_input_from_within_is_one_line(
     sparsebert: Callable[..., Outcome], driver: SimpleNamespace, write_config: Write
 ) -> None:
-    from distributed.checkpoint_manifest import seal
-from distributed.errors import BadInput
+    from distributed.errors import BadInput
 
     driver.result = BadInput("launch.num_workers is 9:\n  lower it")
     outcome = sparsebert("pretrain", write_config())
