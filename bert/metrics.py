@@ -4,10 +4,14 @@ Losses are summed on the device and reduced over the ranks when a record is writ
 ordinary steps never wait for the host.
 """
 
+import contextlib
 import json
+import logging
+import math
+import os
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,8 @@ from torch.utils.tensorboard import SummaryWriter
 from distributed.collectives import all_reduce_sum
 from distributed.topology import Topology
 from sparsity.controller import SparsityController
+
+log = logging.getLogger(__name__)
 
 # Dense bf16 matrix peak, FLOP/s, from the vendors' data sheets.
 _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
@@ -45,6 +51,7 @@ class Metrics:
         start_step: int,
         flops_per_token: float,
         config_text: str,
+        on_record: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
         """Open the log.
 
@@ -54,17 +61,21 @@ class Metrics:
             start_step: finished steps; TensorBoard discards what a dead attempt logged beyond.
             flops_per_token: forward and backward, for the utilisation figure.
             config_text: the resolved configuration, shown in TensorBoard.
+            on_record: called with each record, on the rank that writes it, before it does.
         """
         self.latest: dict[str, Any] = {}
         self._topology = topology
         self._flops_per_token = flops_per_token
         self._sums: dict[str, torch.Tensor] = {}
         self._record: dict[str, Any] = {}
+        self._notes: dict[str, Any] = {}
+        self._unwritten = b""
         self._steps, self._tokens, self._seconds = 0, 0, 0.0
         self._logged_update = -1
         self._step_started = 0.0
         self._board: SummaryWriter | None = None
         self._jsonl = files.jsonl
+        self._on_record = on_record
         if topology.is_first:
             self._board = SummaryWriter(str(files.tensorboard), purge_step=start_step + 1)
             self._board.add_text("configuration", f"```yaml\n{config_text}\n```", start_step + 1)
@@ -93,6 +104,10 @@ class Metrics:
         """Add figures that all ranks know alike to the next record."""
         self._record.update(figures)
 
+    def note(self, figures: Mapping[str, Any]) -> None:
+        """Add figures of this process to the next record, whenever that is due."""
+        self._notes.update(figures)
+
     def flush(self, step: int, sparsity: SparsityController | None) -> None:
         """Collective: write one record for `step` and begin the next."""
         names = sorted(self._sums)
@@ -100,24 +115,31 @@ class Metrics:
             sums = all_reduce_sum(torch.stack([self._sums[name] for name in names]))
             means = (sums / self._steps).tolist()
             self._record.update(zip(names, means, strict=True))
-        self._record.update(self._throughput())
+        self._record.update({**self._notes, **self._throughput()})
+        self._notes = {}
         if sparsity is not None:
             self._record.update(sparsity.metrics())
             if sparsity.state.last_update_step != self._logged_update:
                 self._logged_update = sparsity.state.last_update_step
                 self._record[_DENSITIES] = sparsity.densities()
-        self.latest = {"step": step, **self._record}
+        self.latest = {"step": step, **_as_json(self._record)}
         if self._board is not None:
-            with open(self._jsonl, "a") as out:
-                out.write(json.dumps(self.latest) + "\n")
-            self._write_board(self._board, step)
+            self._on_record(self.latest)
+            self._unwritten += json.dumps(self.latest, allow_nan=False).encode() + b"\n"
+            try:
+                append_whole(self._jsonl, self._unwritten)
+                self._unwritten = b""
+                self._write_board(self._board, step)
+            except OSError as error:  # a full disk: training and its checkpoints matter more
+                log.error("the figures of step %d are not written yet: %s", step, error)
         self._sums, self._record = {}, {}
         self._steps, self._tokens, self._seconds = 0, 0, 0.0
 
     def close(self) -> None:
         """Flush TensorBoard's files."""
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
 
     def _throughput(self) -> dict[str, float]:
         device = self._topology.device
@@ -160,6 +182,34 @@ def render_densities(
     dark, light = np.array([8, 29, 88]), np.array([255, 255, 255])
     colours = np.round(dark + grid[..., None] * (light - dark)).astype(np.uint8)
     return np.repeat(np.repeat(colours, cell, axis=0), cell, axis=1)
+
+
+def append_whole(file: Path, data: bytes) -> None:
+    """Append all of `data`, or nothing if the disk does not take it.
+
+    Raises:
+        OSError: nothing was appended.
+    """
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        before = os.fstat(descriptor).st_size
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(descriptor, data[written:])
+        except OSError:
+            os.ftruncate(descriptor, before)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _as_json(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with null for NaN and infinities, which JSON has no words for."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in figures.items()
+    }
 
 
 def _peak_memory_bytes(device: torch.device) -> float:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field, model_validator
 
+from bert import numbers
 from bert.corpora.batches import RowBatches
 from bert.evaluation import Evaluator
 from bert.metrics import Metrics
@@ -41,6 +42,12 @@ class TrainConfig(Config):
     attention_dropout: float = Field(0.0, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "bf16"
     log_interval_steps: int = Field(10, ge=1)
+    on_non_finite: numbers.Policy = Field(
+        "skip", description="what follows a gradient that is not finite"
+    )
+    max_non_finite_steps: int = Field(
+        10, ge=0, description="in a row, or returns to a checkpoint, before the run ends"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -63,6 +70,13 @@ class TrainState:
     step: int = 0  # finished steps
     tokens_seen: int = 0  # over all ranks, padding not counted
     skipped_steps: int = 0  # finished without an update, for a gradient that was not finite
+    skipped_in_a_row: int = 0  # of these, the ones since the last update
+    batch_offset: int = 0  # batches passed over for good: step s trains on batch s + this
+
+    @property
+    def batch(self) -> int:
+        """The batch of the next step."""
+        return self.step + self.batch_offset
 
     def after_step(self, *, tokens: int, applied: bool) -> "TrainState":
         """The state one step later: a skipped step consumes its number and its rows too."""
@@ -71,6 +85,7 @@ class TrainState:
             step=self.step + 1,
             tokens_seen=self.tokens_seen + tokens,
             skipped_steps=self.skipped_steps + (not applied),
+            skipped_in_a_row=0 if applied else self.skipped_in_a_row + 1,
         )
 
     def to_dict(self) -> dict[str, int]:
@@ -92,6 +107,7 @@ def train(
     save: Callable[[TrainState], None],
     report: Callable[[dict[str, Any]], None],
     stop_requested: Callable[[], bool],
+    tell: Callable[[str, str], None],
 ) -> TrainState:
     """Collective: train from `state` to config.total_steps or to a stop that all ranks agreed on.
 
@@ -109,15 +125,20 @@ def train(
         report: tells the launcher, after each save; called equally often on all ranks.
         stop_requested: whether this rank was asked to stop; any rank's yes stops all, at a step's
             end.
+        tell: called with a kind and a sentence when something happens that a user should know.
+
+    Raises:
+        GoBack: to the last checkpoint and past the rows at hand (numbers.py).
+        Unrecoverable: after too many gradients that are not finite.
     """
     stop, stopping = AgreedFlag(), False
     while state.step < config.total_steps and not stopping:
-        step = state.step
+        step, batch = state.step, state.batch
         metrics.begin_step()
         if sparsity is not None:
             sparsity.update(step)
-        masked_tokens = batches.global_masked_tokens(step)
-        for micro_step, micro_batch in enumerate(batches.micro_batches(step)):
+        masked_tokens = batches.global_masked_tokens(batch)
+        for micro_step, micro_batch in enumerate(batches.micro_batches(batch)):
             if config.hidden_dropout or config.attention_dropout:
                 seed_dropout(seed, step, micro_step, engine.partition.rank)
             inputs = micro_batch.to(engine.device)
@@ -129,8 +150,19 @@ def train(
         applied = engine.step(compute_learning_rate(config, step))
         if sparsity is not None:
             sparsity.after_step(applied)
-        state = state.after_step(tokens=batches.global_tokens(step), applied=applied)
-        metrics.end_step(batches.global_tokens(step))
+        state = state.after_step(tokens=batches.global_tokens(batch), applied=applied)
+        metrics.end_step(batches.global_tokens(batch))
+        if not applied:
+            rows = batches.row_ids(batch).tolist()
+            reason = numbers.describe(state.step, epoch=batches.epoch(batch), rows=rows)
+            tell("numbers", reason)
+            numbers.decide(
+                config.on_non_finite,
+                reason=reason,
+                in_a_row=state.skipped_in_a_row,
+                most=config.max_non_finite_steps,
+                next_batch=batch + 1,
+            )
         stopping = stop.agreed(stop_requested())
 
         is_last = stopping or state.step == config.total_steps

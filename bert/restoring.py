@@ -7,27 +7,31 @@
 Without the third step bf16 training would start from weights that are already rounded.
 """
 
+import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from bert.export import load_export
 from bert.model import ModelConfig, is_prunable, named_weights
 from bert.pretraining import TrainState
 from bert.vocabulary import load_vocabulary
-from distributed.checkpoint import MANIFEST, MASK, MASTER, Checkpoint
+from distributed.checkpoint import MASK, MASTER, Checkpoint
+from distributed.checkpoint_manifest import MANIFEST
 from distributed.errors import BadInput
 from distributed.partition import ReadRange
 from distributed.zero import Engine
-from sparsity.controller import SparsityController
+from sparsity.controller import SparsityController, SparsityState
 from sparsity.schedule import SparsityConfig
 
 log = logging.getLogger(__name__)
+AnyState = TypeVar("AnyState")
 
 _DIMENSIONS = (
     "hidden_size",
@@ -61,18 +65,25 @@ def fresh_start(module: nn.Module) -> Start:
 def resume_start(checkpoint: Checkpoint) -> Start:
     """Everything: the run goes on as if it had not stopped."""
     has_masks = MASK in checkpoint.kinds
-    sparsity = checkpoint.state.get("sparsity")
+    state = _parse(TrainState, checkpoint, "train")
+    if state.step != checkpoint.step:
+        raise checkpoint.damaged_at("train", "step")
+    sparsity = None
+    if checkpoint.section("sparsity"):
+        sparsity = _parse(SparsityState, checkpoint, "sparsity")
+    if has_masks != (sparsity is not None):
+        raise checkpoint.damaged_at("sparsity")
     return Start(
         checkpoint.reader(MASTER),
         f"checkpoint {checkpoint.path}",
         masks=checkpoint.reader(MASK) if has_masks else None,
-        digest=sparsity["digest"] if sparsity else None,
+        digest=sparsity.digest if sparsity else None,
         moments={
             kind: checkpoint.reader(kind) for kind in checkpoint.kinds if kind not in (MASTER, MASK)
         },
         optimizer_steps=checkpoint.optimizer_steps,
-        state=TrainState(**checkpoint.state["train"]),
-        sparsity_state=sparsity,
+        state=state,
+        sparsity_state=asdict(sparsity) if sparsity else None,
     )
 
 
@@ -163,7 +174,7 @@ def _read_source(
         masks = {name: keep.flatten() for name, keep in export.keep_masks.items()}
         return weights, masks, export.digest
     checkpoint = Checkpoint(source)
-    _check_dimensions(source, checkpoint.state, config)
+    _check_dimensions(source, checkpoint, config)
     read = checkpoint.reader(MASTER)
     weights = {name: read(name, 0, numel) for name, numel in checkpoint.numels.items()}
     if MASK not in checkpoint.kinds:
@@ -171,20 +182,34 @@ def _read_source(
     read_mask = checkpoint.reader(MASK)
     names = [name for name in checkpoint.numels if is_prunable(name)]
     masks = {name: read_mask(name, 0, checkpoint.numels[name]) for name in names}
-    return weights, masks, checkpoint.state["sparsity"]["digest"]
+    return weights, masks, _parse(SparsityState, checkpoint, "sparsity").digest
 
 
-def _check_dimensions(source: Path, state: Mapping[str, Any], config: ModelConfig) -> None:
-    theirs = state["config"]["model"]
-    identity = state.get("identity", {}).get("model", {})
+def _parse(kind: type[AnyState], checkpoint: Checkpoint, key: str) -> AnyState:
+    """A part of a checkpoint's state, as its writer's type.
+
+    Raises:
+        BadCheckpoint: naming what is wrong with it.
+    """
+    try:
+        encoded = json.dumps(checkpoint.section(key))
+        return TypeAdapter(kind).validate_json(encoded, strict=True)
+    except ValidationError as error:
+        where = map(str, error.errors()[0]["loc"])
+        raise checkpoint.damaged_at(key, *where) from None
+
+
+def _check_dimensions(source: Path, checkpoint: Checkpoint, config: ModelConfig) -> None:
+    theirs = checkpoint.section("config", "model")
+    identity = checkpoint.section("identity", "model")
     if identity.get("vocab_sha256") != load_vocabulary(config.vocab).sha256:
         raise BadInput(
             f"model.init_from: {source} was trained with another vocabulary than model.vocab"
         )
     for name in _DIMENSIONS:
-        if theirs[name] != getattr(config, name):
+        if theirs.get(name) != getattr(config, name):
             raise BadInput(
-                f"model.init_from: {source} has {name} {theirs[name]}, but model.{name} is "
+                f"model.init_from: {source} has {name} {theirs.get(name)}, but model.{name} is "
                 f"{getattr(config, name)}"
             )
 

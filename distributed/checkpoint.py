@@ -1,44 +1,34 @@
 """Checkpoints that reload on any world size and ZeRO stage, and hold no pickle.
 
 Each rank writes the fragments that it owns: fp32 masters, optimizer moments and whatever else is
-kept by fragment, as one safetensors file whose keys are `kind|parameter|start|length`. Rank 0 then
-writes `manifest.json` (step, sizes, checksums, parameters, and the caller's state) and renames the
-folder: the rename is the commit. A crash at any instant leaves either no new checkpoint or a whole
-one.
-
-    1. write   .step-00000050.ATTEMPT/rank-00003.safetensors, then rank-00003.done (bytes, sha256)
-    2. rank 0  waits for all done-files, without a collective, then writes the manifest
-    3. rank 0  renames to step-00000050
+kept by fragment, as one safetensors file whose keys are `kind|parameter|start|length`. Beside them
+lies `manifest.json` (checkpoint_manifest.py): step, sizes, checksums, parameters, and the caller's
+state. How they are written is told in checkpoint_writer.py; here they are read.
 
 Loading is the inverse on ranges: whoever needs [start, start + length) of a parameter gets it
 pieced together from the fragments that overlap it.
 """
 
-import hashlib
-import json
-import os
 import re
-import shutil
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from distributed.checkpoint_manifest import (
+    MANIFEST,
+    STEP_NAME,
+    BadCheckpoint,
+    FileRecord,
+    read_manifest,
+)
 from distributed.config import Config
-from distributed.errors import BadInput
-from distributed.partition import Fragment, Partition, ReadRange
+from distributed.files import sha256_of
+from distributed.partition import ReadRange
 
-FORMAT, VERSION = "sparsebert-checkpoint", 1
-MANIFEST = "manifest.json"
 MASTER, MASK = "master", "keep_mask"
-_COMMIT_SECONDS = 600.0
-_STEP_NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")
-_FILE_NAME = re.compile(r"rank-[0-9]{5,9}\.safetensors")
 _KEY = re.compile(r"([^|]+)\|(.+)\|([0-9]{1,18})\|([0-9]{1,18})", re.DOTALL)
 
 
@@ -47,26 +37,15 @@ class CheckpointConfig(Config):
 
     interval_steps: int = Field(1000, ge=1)
     keep_last: int = Field(3, ge=1, description="older ones are removed after a save")
-
-
-class BadCheckpoint(BadInput):
-    """A checkpoint that cannot be used; the message names the file and the reason."""
-
-
-class _FileRecord(BaseModel):
-    bytes: int
-    sha256: str
-
-
-class _Manifest(BaseModel):
-    """The types that a manifest must have; `state` is its writer's."""
-
-    step: int = Field(ge=0)
-    world_size: int = Field(ge=1)
-    optimizer_steps: int = Field(ge=0)
-    parameters: dict[str, int]
-    files: dict[str, _FileRecord]
-    state: dict[str, Any]
+    keep_every_steps: int | None = Field(
+        None, ge=1, description="checkpoints of multiples of it stay for good"
+    )
+    keep_best: int = Field(
+        0, ge=0, description="so many of the lowest validation loss, the sets' mean, stay"
+    )
+    max_failed_writes: int = Field(
+        3, ge=1, description="in a row; fewer cost their checkpoint and training goes on"
+    )
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -74,80 +53,10 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def save_checkpoint(
-    folder: Path,
-    *,
-    step: int,
-    attempt: str,
-    partition: Partition,
-    packed_masks: Mapping[Fragment, torch.Tensor],
-    state: Mapping[str, Any],
-) -> Path:
-    """Write this rank's part and wait for the commit: every rank calls it, without a collective.
-
-    Args:
-        folder: the run's checkpoint folder, shared by all ranks.
-        step: number of finished steps.
-        attempt: the same word on all ranks, new at each start: a stale writer cannot meet a new
-            one.
-        partition: what this rank owns.
-        packed_masks: keep-masks of owned fragments, packed to bits.
-        state: whatever else a resume needs; JSON.
-
-    Raises:
-        TimeoutError: another rank's part or the commit did not appear in time.
-    """
-    final = step_folder(folder, step)
-    partial = folder / f".{final.name}.{attempt}"
-    partial.mkdir(parents=True, exist_ok=True)
-    name = f"rank-{partition.rank:05d}"
-    file = partial / f"{name}.safetensors"
-    save_file(_owned_tensors(partition, packed_masks), file)
-    _fsync(file)
-    done = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-    write_json(partial / f"{name}.done", done)
-    if partition.rank == 0:
-        files = _await_done(partial, partition.world_size)
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "step": step,
-            "world_size": partition.world_size,
-            "optimizer_steps": partition.optimizer_steps(),
-            "parameters": partition.numels,
-            "files": files,
-            "state": dict(state),
-        }
-        for done_file in partial.glob("*.done"):
-            done_file.unlink()
-        write_json(partial / MANIFEST, manifest)
-        if final.exists():  # written by an earlier attempt: ours has the same content and is newer
-            _remove(final)
-        os.replace(partial, final)
-        _fsync(folder)
-    else:
-        _await(lambda: final.exists() and not partial.exists(), f"rank 0's commit of {final}")
-    return final
-
-
-def remove_old(folder: Path, *, newest: int, keep_last: int) -> None:
-    """Remove all but the last `keep_last` up to `newest`, and dead writers' parts. Rank 0 only.
-
-    Later ones are damaged, for the run started before them: they take no place from a good one and
-    are replaced when the run comes to their step.
-    """
-    steps = [step for step in list_steps(folder) if step <= newest]
-    for step in steps[:-keep_last]:
-        _remove(step_folder(folder, step))
-    for stale in folder.glob(".step-*"):
-        if stale.is_dir():
-            shutil.rmtree(stale, ignore_errors=True)
-
-
 def list_steps(folder: Path) -> list[int]:
     """Steps that have a committed checkpoint, ascending; their content is not looked at."""
     names = (path.parent.name for path in folder.glob(f"step-*/{MANIFEST}"))
-    return sorted(int(match[1]) for name in names if (match := _STEP_NAME.fullmatch(name)))
+    return sorted(int(match[1]) for name in names if (match := STEP_NAME.fullmatch(name)))
 
 
 def find_newest(folder: Path) -> tuple["Checkpoint | None", list[str]]:
@@ -175,20 +84,41 @@ class Checkpoint:
             BadCheckpoint: naming the file and what is wrong with it.
         """
         self.path = path
-        self.manifest = _read_manifest(path)
-        self.step: int = self.manifest["step"]
-        self.state: dict[str, Any] = self.manifest["state"]
-        self.numels: dict[str, int] = self.manifest["parameters"]
-        self.optimizer_steps: int = self.manifest["optimizer_steps"]
+        self.manifest = read_manifest(path)
+        self.step = self.manifest.step
+        self.state = self.manifest.state
+        self.numels = self.manifest.parameters
+        self.optimizer_steps = self.manifest.optimizer_steps
         self._index: dict[tuple[str, str], list[tuple[int, int, Path, str]]] = {}
-        for name, entry in self.manifest["files"].items():
+        for name, entry in self.manifest.files.items():
             self._index_file(path / name, entry, verify)
         self._check_tiling()
+
+    def section(self, *keys: str) -> dict[str, Any]:
+        """The part of `state` at these keys; empty where it is absent or null.
+
+        Raises:
+            BadCheckpoint: something else than a mapping is there.
+        """
+        inside: Any = self.state
+        for key in keys:
+            inside = inside.get(key) or {}
+            if not isinstance(inside, dict):
+                raise self.damaged_at(*keys)
+        return inside  # type: ignore[no-any-return]
+
+    def damaged_at(self, *keys: str) -> BadCheckpoint:
+        """The error to raise for a part of `state` that cannot be what its writer meant."""
+        return BadCheckpoint(f"{self.path / MANIFEST} is damaged at {'.'.join(('state', *keys))}")
 
     @property
     def kinds(self) -> list[str]:
         """What is stored of the weights: master, the moments, keep_mask."""
         return sorted({kind for kind, _ in self._index})
+
+    def holds(self, kind: str, name: str) -> bool:
+        """Whether `kind` is stored of this parameter."""
+        return (kind, name) in self._index
 
     def reader(self, kind: str) -> ReadRange:
         """A function (name, start, length) -> tensor [length]; bool for masks, else fp32."""
@@ -209,14 +139,14 @@ class Checkpoint:
 
         return read
 
-    def _index_file(self, file: Path, entry: Mapping[str, Any], verify: bool) -> None:
+    def _index_file(self, file: Path, entry: FileRecord, verify: bool) -> None:
         if not file.is_file():
             raise BadCheckpoint(f"{file} is missing")
         try:
             size = file.stat().st_size
-            if size != entry["bytes"]:
-                raise BadCheckpoint(f"{file} has {size} bytes, its manifest says {entry['bytes']}")
-            if verify and _sha256(file) != entry["sha256"]:
+            if size != entry.bytes:
+                raise BadCheckpoint(f"{file} has {size} bytes, its manifest says {entry.bytes}")
+            if verify and sha256_of(file) != entry.sha256:
                 raise BadCheckpoint(f"{file} is damaged: its SHA-256 is not the manifest's")
             with safe_open(file, framework="pt") as opened:
                 slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
@@ -248,98 +178,7 @@ class Checkpoint:
                     raise BadCheckpoint(f"{self.path} does not hold {kind} of {name}")
 
 
-def _owned_tensors(
-    partition: Partition, packed_masks: Mapping[Fragment, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Host copies of what this rank owns, by `kind|name|start|length`."""
-    tensors = {}
-    for f in partition.fragments:
-        length = f.owned_stop - f.owned_start
-        if length <= 0:
-            continue
-        where = f"{f.name}|{f.owned_start}|{length}"
-        values = {MASTER: partition.master(f), **partition.moments(f)}
-        for kind, value in values.items():
-            tensors[f"{kind}|{where}"] = value[f.owned].cpu().clone()
-        if f in packed_masks:
-            tensors[f"{MASK}|{where}"] = packed_masks[f]
-    return tensors
-
-
 def _unpack(packed: torch.Tensor, length: int) -> torch.Tensor:
     """Bool [length] from bits, the first weight in the highest bit of the first byte."""
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8)
     return ((packed[:, None] >> shifts) & 1).view(-1)[:length].bool()
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    try:
-        manifest = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise BadCheckpoint(f"{path} is not a checkpoint: it has no {MANIFEST}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadCheckpoint(f"{file} is not readable: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise BadCheckpoint(f"{file} is not a sparsebert manifest")
-    if manifest.get("version") != VERSION:
-        raise BadCheckpoint(
-            f"{file} has format version {manifest.get('version')}, this release reads {VERSION}"
-        )
-    try:
-        _Manifest.model_validate(manifest, strict=True)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise BadCheckpoint(f"{file} is damaged at {where}: {problem['msg']}") from None
-    for name in manifest["files"]:
-        if not _FILE_NAME.fullmatch(name):
-            raise BadCheckpoint(f"{file} names {name!r}, a file outside its folder or not a rank's")
-    return manifest
-
-
-def _await_done(partial: Path, world_size: int) -> dict[str, Any]:
-    names = [f"rank-{rank:05d}" for rank in range(world_size)]
-    _await(lambda: all((partial / f"{n}.done").exists() for n in names), f"all ranks in {partial}")
-    return {f"{n}.safetensors": json.loads((partial / f"{n}.done").read_text()) for n in names}
-
-
-def _await(ready: Any, what: str) -> None:
-    deadline = time.monotonic() + _COMMIT_SECONDS
-    while not ready():
-        if time.monotonic() > deadline:
-            raise TimeoutError(
-                f"waited {_COMMIT_SECONDS:.0f} s for {what}: is the run folder shared by all nodes?"
-            )
-        time.sleep(0.01)
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write JSON so that a reader sees all of it or nothing."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(temporary, "w") as out:
-        json.dump(value, out, indent=1)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, file)
-
-
-def _remove(path: Path) -> None:
-    # First out of sight, so that a crash while removing leaves no half checkpoint under its name.
-    hidden = path.with_name(f".{path.name}.removed")
-    shutil.rmtree(hidden, ignore_errors=True)
-    os.replace(path, hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,9 +1,14 @@
-"""The one exception that means "your input is wrong": the command line turns it into one sentence
-and exit code 2.
-"""
+"""The exceptions that end a run in one sentence instead of a traceback."""
 
 
 class BadInput(ValueError):
     """Raised for anything a user can mend: its message is one sentence that names the field or file
     to change.
+    """
+
+
+class Unrecoverable(RuntimeError):
+    """Raised where the same would happen again after a restart, so that none is tried: exit code 1.
+
+    Its message is one sentence that says what happened and where.
     """

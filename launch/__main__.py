@@ -174,7 +174,17 @@ def pretrain(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")], as_json: AsJson = False
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
+    other: Annotated[
+        Path | None, typer.Option("--compare", help="Another run or checkpoint: where they differ.")
+    ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Find a run's newest good checkpoint, move damaged later ones away."
+        ),
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a run or a checkpoint holds, recomputed from its files.
 
@@ -187,7 +197,12 @@ def inspect(
     Examples:
       sparsebert inspect runs/demo-general
       sparsebert inspect runs/demo-general/checkpoints/step-00000050 --json
+      sparsebert inspect runs/demo-general --compare runs/other
     """  # noqa: D301 (\b keeps the lines below it apart)
+    if other is not None:
+        return _compare(path, other, as_json=as_json)
+    if repair:
+        return _repair(path, as_json=as_json)
     from launch.inspect import describe, render
     from launch.progress import make_console
 
@@ -198,6 +213,33 @@ def inspect(
         make_console().print(render(report))
     if report["problems"]:
         raise typer.Exit(1)
+
+
+def _compare(path: Path, other: Path, *, as_json: bool) -> None:
+    from launch.repair import compare
+
+    report = compare(path, other)
+    if as_json:
+        _print_json(report)
+    else:
+        typer.echo(" and ".join(report["checkpoints"]))
+        for line in report["differences"] or ["equal, bit for bit"]:
+            typer.echo(line)
+    if not report["equal"]:
+        raise typer.Exit(1)
+
+
+def _repair(path: Path, *, as_json: bool) -> None:
+    from launch.repair import repair
+
+    report = repair(path)
+    if as_json:
+        return _print_json(report)
+    for reason in report["refused"]:
+        typer.echo(f"refused: {reason}")
+    for moved in report["moved"]:
+        typer.echo(f"moved away: {moved}")
+    typer.echo(f"the newest good checkpoint is {report['newest']}: the run continues from it")
 
 
 @app.command()

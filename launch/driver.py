@@ -17,13 +17,19 @@ from typing import Any
 
 from distributed.checkpoint import find_newest
 from distributed.errors import BadInput
-from launch.configuration import PretrainConfig, resolve_paths
+from launch.configuration import LaunchConfig, PretrainConfig, resolve_paths
+from launch.crash_loops import CrashLoops
+from launch.lease import refuse_if_held
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.ray_cluster import check_resources, ray_cluster
 from launch.ray_events import Failure, FailureTail, build_callback
-from launch.run_folder import RunFolder, run_folder_of
-from launch.run_setup import RunPlan, begin_run, check_run
+from launch.run_events import EventTail, append_event
+from launch.run_folder import RunFolder, last_step, run_folder_of
+from launch.run_setup import RunPlan, begin_run, check_run, hold_run
 from launch.stopping import report_end, signals_request_stop
+
+# How often an elastic run looks for room for more workers. Taking them in costs a restart.
+_RESIZE_SECONDS = 60.0
 
 
 def pretrain(config: PretrainConfig, *, local: bool = False) -> int:
@@ -39,21 +45,24 @@ def pretrain(config: PretrainConfig, *, local: bool = False) -> int:
         from launch.local import pretrain_locally
 
         return pretrain_locally(config)
-    plan = check_run(config)
     folder = run_folder_of(config)
+    refuse_if_held(folder.path)
+    plan = check_run(config)
     if plan.finished_steps >= config.train.total_steps:
         return report_end(folder, plan.finished_steps, config.train.total_steps)
     attempt = folder.ray / f"attempt-{time.time_ns()}"
     logs = attempt / "logs"
     with ray_cluster(config.launch, log_folder=logs):
         use_gpu = check_resources(config.launch)
-        begin_run(config, plan)
-        logs.mkdir(parents=True)
-        trainer = _build_trainer(config, plan, attempt, use_gpu=use_gpu)
-        return _follow(trainer, config, plan, attempt)
+        with hold_run(folder):
+            begin_run(config, plan)
+            logs.mkdir(parents=True)
+            return _follow(config, plan, attempt, use_gpu=use_gpu)
 
 
-def _build_trainer(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> Any:
+def _build_trainer(
+    config: PretrainConfig, plan: RunPlan, attempt: Path, *, number: int, use_gpu: bool
+) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
@@ -67,6 +76,7 @@ def _build_trainer(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_
         },
         scaling_config=ScalingConfig(
             num_workers=config.launch.num_workers,
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             use_gpu=use_gpu,
             resources_per_worker={
                 "CPU": config.launch.cpus_per_worker,
@@ -74,13 +84,19 @@ def _build_trainer(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_
             },
         ),
         run_config=RunConfig(
-            name=attempt.name,
+            name=attempt.name if number == 0 else f"{attempt.name}-{number}",
             storage_path=str(attempt.parent),
             failure_config=FailureConfig(max_failures=config.launch.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
-            callbacks=[build_callback(attempt)],
+            callbacks=[build_callback(attempt, run_folder_of(config).metrics_file)],
         ),
     )
+
+
+def _count(launch: LaunchConfig) -> str:
+    if launch.fewest_workers == launch.most_workers:
+        return str(launch.most_workers)
+    return f"{launch.fewest_workers} to {launch.most_workers}"
 
 
 def train_on_ray(arguments: dict[str, Any]) -> None:
@@ -105,7 +121,33 @@ def _numbers(figures: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in figures.items() if isinstance(value, int | float)}
 
 
-def _follow(trainer: Any, config: PretrainConfig, plan: RunPlan, attempt: Path) -> int:
+def _fit(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> None:
+    """Train to the end; a group that could not even start is started again.
+
+    Ray Train restarts a group that fails while it trains, and raises what happens before, such as
+    an exception in the process group's start.
+    """
+    from ray.train import ControllerError
+
+    folder, launch = run_folder_of(config), config.launch
+    for number in range(launch.max_failures + 1):
+        trainer = _build_trainer(config, plan, attempt, number=number, use_gpu=use_gpu)
+        try:
+            trainer.fit()
+            return
+        except ControllerError as error:
+            if number == launch.max_failures:
+                raise
+            reason = str(error).strip().splitlines()[-1]
+            append_event(
+                folder.events_file,
+                "start",
+                f"the workers could not start ({reason}); starting them again "
+                f"({launch.max_failures - number - 1} more time(s))",
+            )
+
+
+def _follow(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> int:
     """Train and show it until it ends; the exit code.
 
     Raises:
@@ -117,7 +159,7 @@ def _follow(trainer: Any, config: PretrainConfig, plan: RunPlan, attempt: Path) 
 
     def fit() -> None:
         try:
-            trainer.fit()
+            _fit(config, plan, attempt, use_gpu=use_gpu)
         except BaseException as error:
             outcome["error"] = error
         finally:
@@ -127,16 +169,20 @@ def _follow(trainer: Any, config: PretrainConfig, plan: RunPlan, attempt: Path) 
         signals_request_stop(folder.stop_file),
         ProgressDisplay(total, start_step=plan.finished_steps, label=config.name) as display,
     ):
-        failures = _Failures(attempt, folder, launch.max_failures, display)
-        display.note(f"starting {launch.num_workers} worker(s)")
+        failures = Failures(attempt, folder, launch.max_failures, display)
+        events = EventTail(folder.events_file)
+        display.note(f"starting {_count(launch)} worker(s)")
         threading.Thread(target=fit, name="ray-train", daemon=True).start()
         follow_metrics(
             folder.metrics_file,
-            stop=lambda: finished.is_set() | failures.look(),
+            stop=lambda: finished.is_set() | failures.look() | _tell(events, display),
             on_record=display.update,
         )
     if failures.bad_input is not None:
         raise BadInput(failures.bad_input.reason)  # and with the cluster go the other workers
+    if failures.diagnosis is not None:
+        print(f"error: {failures.diagnosis} (logs: {folder.logs}, {attempt})", file=sys.stderr)
+        return 1
     if "error" in outcome:
         reason = failures.last or str(outcome["error"]).strip().splitlines()[-1]
         print(f"error: training failed, {reason} (logs: {folder.logs}, {attempt})", file=sys.stderr)
@@ -144,14 +190,23 @@ def _follow(trainer: Any, config: PretrainConfig, plan: RunPlan, attempt: Path) 
     return report_end(folder, _newest_step(folder), total)
 
 
-class _Failures:
-    """Tells the user of each failure as it comes."""
+def _tell(events: EventTail, display: ProgressDisplay) -> bool:
+    """Show what has happened; no event by itself ends the run."""
+    for event in events.poll():
+        display.note(event["message"])
+    return False
+
+
+class Failures:
+    """Tells the user of each failure as it comes, and sees which of them end the run."""
 
     def __init__(
         self, attempt: Path, folder: RunFolder, max_failures: int, display: ProgressDisplay
     ) -> None:
         self.last: Failure | None = None
         self.bad_input: Failure | None = None
+        self.diagnosis: str | None = None  # why no restart is worth trying
+        self._loops = CrashLoops()
         self._tail = FailureTail(attempt)
         self._folder = folder
         self._display = display
@@ -163,13 +218,17 @@ class _Failures:
             self.last = failure
             if failure.bad_input:
                 self.bad_input = failure
+            elif failure.final:
+                self.diagnosis = str(failure)
+            elif diagnosis := self._loops.look(failure, last_step(self._folder.metrics_file)):
+                self.diagnosis = diagnosis
             elif self._restarts_left > 0:
                 self._restarts_left -= 1
                 self._display.note(
                     f"{failure}; restarting from step {_newest_step(self._folder)} "
                     f"({self._restarts_left} restart(s) left)"
                 )
-        return self.bad_input is not None
+        return self.bad_input is not None or self.diagnosis is not None
 
 
 def _newest_step(folder: RunFolder) -> int:

@@ -13,10 +13,12 @@ from pydantic import ValidationError
 from bert.export import export_model
 from bert.model import ModelConfig, weight_shapes
 from bert.vocabulary import Vocabulary, load_vocabulary
-from distributed.checkpoint import MANIFEST, MASK, MASTER, Checkpoint
+from distributed.checkpoint import MASK, MASTER, Checkpoint
+from distributed.checkpoint_manifest import MANIFEST
 from distributed.errors import BadInput
 from launch.inspect import count_masks, find_problems, validation_at
 from launch.run_folder import resolve_source
+from launch.saved_state import read_state
 
 
 @dataclass(frozen=True)
@@ -53,22 +55,20 @@ def export_checkpoint(source: Path, output: Path, *, vocab: Path | None = None) 
     config, model_config = _read_configs(checkpoint)
     vocabulary = _find_vocabulary(checkpoint, vocab or model_config.vocab)
     counts, digest = count_masks(checkpoint)
-    problems = find_problems(checkpoint.state, counts, digest)
+    saved = read_state(checkpoint)
+    problems = find_problems(saved, counts, digest)
     if problems:
         raise BadInput(f"{folder} contradicts itself ({problems[0]}): export another checkpoint")
     state, keep_masks = _read_weights(
         checkpoint,
         weight_shapes(model_config, vocab_size=vocabulary.size, pad_id=vocabulary.pad_id),
     )
-    train = checkpoint.state.get("train") or {}
     report: dict[str, Any] = {
         "name": config.get("name", "BERT"),
         "step": checkpoint.step,
-        "tokens_seen": train.get("tokens_seen"),
-        "precision": (config.get("train") or {}).get("precision"),
-        "validation": validation_at(
-            folder.absolute().parent.parent, checkpoint.state, checkpoint.step
-        ),
+        "tokens_seen": saved.train.tokens_seen,
+        "precision": saved.config.train.precision,
+        "validation": validation_at(folder.absolute().parent.parent, saved, checkpoint.step),
     }
     written = export_model(
         state,
@@ -97,7 +97,7 @@ def export_checkpoint(source: Path, output: Path, *, vocab: Path | None = None) 
 
 
 def _read_configs(checkpoint: Checkpoint) -> tuple[dict[str, Any], ModelConfig]:
-    config = checkpoint.state.get("config") or {}
+    config = checkpoint.section("config")
     try:
         return config, ModelConfig.model_validate(config.get("model"))
     except ValidationError:
@@ -111,7 +111,7 @@ def _find_vocabulary(checkpoint: Checkpoint, path: Path) -> Vocabulary:
     if not path.is_file():
         raise BadInput(f"the vocabulary {path} is not there: give its place with --vocab FILE")
     vocabulary = load_vocabulary(path)
-    model = (checkpoint.state.get("identity") or {}).get("model") or {}
+    model = checkpoint.section("identity", "model")
     if model.get("vocab_sha256", vocabulary.sha256) != vocabulary.sha256:
         raise BadInput(
             f"{path} is not the vocabulary that {checkpoint.path} was trained with: give the right "

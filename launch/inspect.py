@@ -15,18 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from distributed.checkpoint import (
-    MANIFEST,
     MASK,
     MASTER,
-    BadCheckpoint,
     Checkpoint,
     list_steps,
     step_folder,
 )
+from distributed.checkpoint_manifest import MANIFEST, BadCheckpoint
 from distributed.errors import BadInput
 from distributed.hashing import hex_digest, name_hash, position_hash
 from launch.progress import validation_losses
 from launch.run_folder import RunFolder, is_run, read_metrics
+from launch.saved_state import SavedState, SparsityPart, read_state
 
 _LAYER_WEIGHT = re.compile(r"encoder\.layer\.(\d+)\.(.+)\.weight")
 _SHORT = {
@@ -95,20 +95,20 @@ def count_masks(checkpoint: Checkpoint) -> tuple[dict[str, MaskCount], str | Non
 
 
 def find_problems(
-    state: Mapping[str, Any], counts: Mapping[str, MaskCount], digest: str | None
+    state: SavedState, counts: Mapping[str, MaskCount], digest: str | None
 ) -> list[str]:
     """Where the manifest and the files disagree, and pruned weights that are not zero."""
-    believed = state.get("sparsity") or {}
+    believed = state.sparsity or SparsityPart()
     problems = []
-    if believed.get("digest", digest) != digest:
+    if believed.digest not in (None, digest):
         problems.append(
-            f"the manifest's mask digest is {believed['digest']}, that of the mask files {digest}"
+            f"the manifest's mask digest is {believed.digest}, that of the mask files {digest}"
         )
-    for name, pruned in believed.get("pruned", {}).items():
+    for name, pruned in believed.pruned.items():
         found = counts[name].pruned if name in counts else 0
         if pruned != found:
             problems.append(f"{name} has {found} pruned weights, the manifest says {pruned}")
-    if not believed.get("pending"):
+    if not believed.pending:
         problems += [
             f"{count.pruned_not_zero} pruned weights of {name} are not zero"
             for name, count in counts.items()
@@ -117,9 +117,9 @@ def find_problems(
     return problems
 
 
-def validation_at(run: Path, state: Mapping[str, Any], step: int) -> dict[str, float]:
+def validation_at(run: Path, state: SavedState, step: int) -> dict[str, float]:
     """The last validation losses up to `step`, from the run's metrics file, else the manifest's."""
-    losses = validation_losses(state.get("metrics") or {})
+    losses = validation_losses(state.metrics)
     for record in read_metrics(RunFolder(run).metrics_file):
         if record.get("step", 0) <= step:
             losses = validation_losses(record) or losses
@@ -155,36 +155,34 @@ def _list_checkpoints(run: RunFolder) -> tuple[list[dict[str, Any]], Checkpoint]
 
 
 def _describe_checkpoint(checkpoint: Checkpoint, run: Path) -> dict[str, Any]:
-    state = checkpoint.state
-    config = state.get("config") or {}
-    train = state.get("train") or {}
+    state = read_state(checkpoint)
     counts, digest = count_masks(checkpoint)
     return {
         "kind": "checkpoint",
         "path": str(checkpoint.path),
         "checkpoint": str(checkpoint.path),
-        "name": config.get("name", run.name),
+        "name": state.config.name or run.name,
         "step": checkpoint.step,
-        "total_steps": (config.get("train") or {}).get("total_steps"),
+        "total_steps": state.config.train.total_steps,
         "optimizer_steps": checkpoint.optimizer_steps,
-        "tokens_seen": train.get("tokens_seen"),
-        "skipped_steps": train.get("skipped_steps"),
-        "world_size": checkpoint.manifest.get("world_size"),
-        "zero_stage": state.get("zero_stage", (config.get("zero") or {}).get("stage")),
-        "precision": (config.get("train") or {}).get("precision"),
+        "tokens_seen": state.train.tokens_seen,
+        "skipped_steps": state.train.skipped_steps,
+        "world_size": checkpoint.manifest.world_size,
+        "zero_stage": state.config.zero.stage if state.zero_stage is None else state.zero_stage,
+        "precision": state.config.train.precision,
         "parameters": sum(checkpoint.numels.values()),
         "bytes": _bytes(checkpoint.path),
         "stored": checkpoint.kinds,
         "validation": validation_at(run, state, checkpoint.step),
         "sparsity": _sparsity_report(state, checkpoint, counts=counts, digest=digest),
         "problems": find_problems(state, counts, digest),
-        "versions": state.get("versions") or {},
-        "config": config,
+        "versions": state.versions,
+        "config": checkpoint.section("config"),
     }
 
 
 def _sparsity_report(
-    state: Mapping[str, Any],
+    state: SavedState,
     checkpoint: Checkpoint,
     *,
     counts: Mapping[str, MaskCount],
@@ -192,7 +190,7 @@ def _sparsity_report(
 ) -> dict[str, Any] | None:
     if digest is None:
         return None
-    believed = state.get("sparsity") or {}
+    believed = state.sparsity or SparsityPart()
     prunable = sum(count.numel for count in counts.values())
     pruned = sum(count.pruned for count in counts.values())
     return {
@@ -201,10 +199,10 @@ def _sparsity_report(
         "over_prunable": pruned / prunable,
         "over_all": pruned / sum(checkpoint.numels.values()),
         "digest": digest,
-        "target": believed.get("target"),
-        "threshold": believed.get("threshold"),
-        "last_update_step": believed.get("last_update_step"),
-        "pending": bool(believed.get("pending", False)),
+        "target": believed.target,
+        "threshold": believed.threshold,
+        "last_update_step": believed.last_update_step,
+        "pending": believed.pending,
         "by_parameter": {name: asdict(count) for name, count in counts.items()},
     }
 

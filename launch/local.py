@@ -6,15 +6,16 @@
 Only the first process writes to the terminal.
 """
 
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 
 import torch.distributed as dist
 
 from distributed.collectives import broadcast_json
-from distributed.errors import BadInput
+from distributed.errors import BadInput, Unrecoverable
 from distributed.topology import (
     Topology,
     detect_topology,
@@ -22,9 +23,10 @@ from distributed.topology import (
     has_gpu_for_each_process,
 )
 from launch.configuration import PretrainConfig
+from launch.lease import refuse_if_held
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.run_folder import run_folder_of
-from launch.run_setup import RunPlan, begin_run, check_run
+from launch.run_setup import RunPlan, begin_run, check_run, hold_run
 from launch.stopping import STOPPED_EXIT_CODE, report_end, signals_request_stop
 from launch.worker import run_pretraining
 
@@ -40,7 +42,19 @@ def pretrain_locally(config: PretrainConfig) -> int:
         use_gpu = has_gpu_for_each_process()
     topology = detect_topology(use_gpu=use_gpu)
     ensure_process_group(topology)
-    plan = _agree_on_plan(config, topology)
+    with ExitStack() as held:
+        try:
+            return _train_held(config, topology, held, use_gpu=use_gpu)
+        except Unrecoverable as error:
+            if topology.is_first:
+                print(f"error: {error} (logs: {run_folder_of(config).logs})", file=sys.stderr)
+            return 1
+
+
+def _train_held(
+    config: PretrainConfig, topology: Topology, held: ExitStack, *, use_gpu: bool
+) -> int:
+    plan = _agree_on_plan(config, topology, held)
     folder, total = run_folder_of(config), config.train.total_steps
     finished_steps = plan.finished_steps
     if finished_steps < total:
@@ -61,12 +75,12 @@ def pretrain_locally(config: PretrainConfig) -> int:
     return 0 if finished_steps >= total else STOPPED_EXIT_CODE
 
 
-def _agree_on_plan(config: PretrainConfig, topology: Topology) -> RunPlan:
-    """Collective: rank 0 checks the run; what it finds, good or bad, holds for all."""
+def _agree_on_plan(config: PretrainConfig, topology: Topology, held: ExitStack) -> RunPlan:
+    """Collective: rank 0 checks and holds the run; what it finds, good or bad, is for all."""
     answer: dict[str, object] = {}
     if topology.is_first:
         try:
-            answer = {"plan": asdict(_set_up(config, topology.world_size))}
+            answer = {"plan": asdict(_set_up(config, topology.world_size, held))}
         except BadInput as error:
             answer = {"error": str(error)}
     answer = broadcast_json(answer)
@@ -77,14 +91,17 @@ def _agree_on_plan(config: PretrainConfig, topology: Topology) -> RunPlan:
     return RunPlan(**answer["plan"])  # type: ignore[arg-type]
 
 
-def _set_up(config: PretrainConfig, world_size: int) -> RunPlan:
+def _set_up(config: PretrainConfig, world_size: int, held: ExitStack) -> RunPlan:
     if config.train.global_batch_rows < world_size:
         raise BadInput(
             f"train.global_batch_rows ({config.train.global_batch_rows}) is below the number of "
             f"processes ({world_size}): each needs a row of every batch"
         )
+    folder = run_folder_of(config)
+    refuse_if_held(folder.path)
     plan = check_run(config)
     if plan.finished_steps < config.train.total_steps:
+        held.enter_context(hold_run(folder))
         begin_run(config, plan)
     return plan
 

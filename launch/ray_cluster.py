@@ -20,6 +20,7 @@ from launch.configuration import LaunchConfig
 # Starting workers includes importing torch and DeepSpeed, slow on a cold file system.
 _GROUP_START_SECONDS = "300"
 _CONNECT_SECONDS = 5.0
+_SILENCE_SECONDS = 600.0
 # A Unix socket's path has at most 107 characters, and Ray adds about 75 to its folder.
 _LONGEST_TEMPORARY_FOLDER = 16
 _PROJECT = Path(__file__).resolve().parent.parent
@@ -38,6 +39,9 @@ def ray_cluster(launch: LaunchConfig, *, log_folder: Path) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _GROUP_START_SECONDS)
+    # One that answers no health check: stopped, or on a machine that hangs.
+    silence = str(min(_SILENCE_SECONDS, launch.hang_seconds))
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", silence)
     # Without it, a lost worker is told in a paragraph of Ray's own, whatever the level of its log.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     address = launch.address or os.environ.get("RAY_ADDRESS") or "local"
@@ -139,11 +143,11 @@ def check_resources(launch: LaunchConfig) -> bool:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     use_gpu = choose_gpu(launch, nodes)
     fit = count_places(launch, nodes, use_gpu=use_gpu)
-    if fit < launch.num_workers:
+    if fit < launch.fewest_workers:
         cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
         wants = f"{launch.cpus_per_worker:g} CPU" + (" and a GPU" if use_gpu else "")
         raise BadInput(
-            f"launch.num_workers is {launch.num_workers}, each with {wants}, but the cluster's "
+            f"launch.num_workers is {launch.fewest_workers}, each with {wants}, but the cluster's "
             f"{len(nodes)} node(s) with {cpus:g} CPUs and {gpus:g} GPUs hold {fit}: lower "
             "launch.num_workers or launch.cpus_per_worker"
             + (", or set launch.use_gpu to false" if use_gpu else "")

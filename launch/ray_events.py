@@ -4,14 +4,17 @@ Light on purpose: the controller's process imports it, and needs no torch.
 """
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distributed.errors import BadInput
+from distributed.errors import BadInput, Unrecoverable
+from launch.run_folder import last_step
 
 FILE_NAME = "failures.jsonl"
+_MOST_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Failure:
     rank: int
     reason: str  # one line
     bad_input: bool = False  # the user can mend it, and a restart cannot
+    final: bool = False  # a restart cannot mend it, and neither can the user's input
+    died: bool = False  # the process ended without a word
 
     def __str__(self) -> str:
         return f"worker {self.rank}: {self.reason}"
@@ -32,14 +37,16 @@ def find_cause(errors: Mapping[int, BaseException]) -> Failure:
     When one worker ends, the others lose their connections to it: theirs come last.
     """
     failures = [_describe(rank, error) for rank, error in sorted(errors.items())]
-    return min(failures, key=lambda f: (not f.bad_input, "peer" in f.reason.lower()))
+    return min(failures, key=lambda f: (not f.bad_input, not f.final, "peer" in f.reason.lower()))
 
 
 def _describe(rank: int, error: BaseException) -> Failure:
     if isinstance(error, BadInput):
         return Failure(rank, str(error), bad_input=True)
+    if isinstance(error, Unrecoverable):
+        return Failure(rank, str(error), final=True)
     if "actor died" in str(error):
-        return Failure(rank, "its process died")
+        return Failure(rank, "its process died", died=True)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     # A message begins with what matters, a traceback ends with it.
     reason = lines[-1] if "Traceback" in lines[0] else f"{type(error).__name__}: {lines[0]}"
@@ -65,11 +72,32 @@ class FailureTail:
         return [Failure(**json.loads(line)) for line in new]
 
 
-def build_callback(folder: Path) -> Any:
-    """An object for ray.train.RunConfig(callbacks=...), which works in the controller's process."""
+class BackOff:
+    """How long to wait before a restart: not at all after progress, without it ever longer."""
+
+    def __init__(self) -> None:
+        self._step = -1
+        self._seconds = 0.0
+
+    def next_seconds(self, step: int) -> float:
+        """At a failure after `step` was logged: seconds until the next start."""
+        progress = step > self._step
+        self._seconds = 0.0 if progress else min(_MOST_SECONDS, max(1.0, 2 * self._seconds))
+        self._step = max(step, self._step)
+        return self._seconds
+
+
+def build_callback(folder: Path, metrics_file: Path) -> Any:
+    """An object for ray.train.RunConfig(callbacks=...), which works in the controller's process.
+
+    Args:
+        folder: where failures are recorded.
+        metrics_file: the run's, which tells progress.
+    """
     from ray.train import UserCallback
 
     file = folder / FILE_NAME
+    back_off = BackOff()
 
     class RecordFailures(UserCallback):  # type: ignore[misc]
         def after_exception(
@@ -78,5 +106,7 @@ def build_callback(folder: Path) -> Any:
             file.parent.mkdir(parents=True, exist_ok=True)
             with open(file, "a") as out:
                 out.write(json.dumps(vars(find_cause(worker_exceptions))) + "\n")
+            # The controller waits for this call before it starts the next group.
+            time.sleep(back_off.next_seconds(last_step(metrics_file)))
 
     return RecordFailures()

@@ -3,6 +3,8 @@
     runs/<name>/config.yaml      the resolved configuration of the last start
                 identity.json    what may not change between starts
                 metrics.jsonl    one JSON object a log step
+                events.jsonl     what happened besides, one JSON object an event
+                passed-over.json batches left out after a return to a checkpoint
                 tensorboard/  checkpoints/step-00000050/  logs/  ray/<attempt>/
                 cache/           packing indices, computed again if removed
                 stop             a request to save and stop
@@ -11,20 +13,25 @@ Light on purpose: the command line and the driver read it without importing torc
 """
 
 import json
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distributed.errors import BadInput
+from distributed.files import write_atomically, write_json
 
 if TYPE_CHECKING:
     from launch.configuration import PretrainConfig
 
-# Fields of the train section that change how a run is computed or told, not what it computes.
-_FREE_TRAIN_FIELDS = {"micro_batch_rows", "log_interval_steps"}
+# Fields of the train section that change how a run is computed or told, or whether it goes on after
+# a fault, not what it computes.
+_FREE_TRAIN_FIELDS = {
+    "micro_batch_rows",
+    "log_interval_steps",
+    "on_non_finite",
+    "max_non_finite_steps",
+}
 # What a user knows a fingerprint by.
 _LABELS = {
     "data.fingerprint": "the content of data.shards",
@@ -51,6 +58,15 @@ class RunFolder:
     @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def passed_over_file(self) -> Path:
+        """Batches that a return to a checkpoint left out for good."""
+        return self.path / "passed-over.json"
 
     @property
     def tensorboard(self) -> Path:
@@ -85,7 +101,7 @@ class RunFolder:
 
     def write_config(self, text: str) -> None:
         """Replace `config.yaml`."""
-        write_atomically(self.config_file, text)
+        write_atomically(self.config_file, text.encode())
 
 
 def run_folder_of(config: "PretrainConfig") -> RunFolder:
@@ -166,7 +182,7 @@ def check_identity(folder: RunFolder, identity: Mapping[str, Any]) -> bool:
 def write_identity(folder: RunFolder, identity: Mapping[str, Any]) -> None:
     """Record the identity, at the first start."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder.identity_file, json.dumps(identity, indent=1) + "\n")
+    write_json(folder.identity_file, identity)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -178,6 +194,25 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [record for line in lines if (record := parse_record(line)) is not None]
 
 
+def last_step(path: Path) -> int:
+    """The last step in a metrics file; 0 if there is none."""
+    return max((int(record.get("step", 0)) for record in read_metrics(path)), default=0)
+
+
+def validation_by_step(path: Path) -> dict[int, float | None]:
+    """The validation loss at each step where it was measured, the mean over the sets."""
+    found: dict[int, float | None] = {}
+    for record in read_metrics(path):
+        losses = [
+            value
+            for key, value in record.items()
+            if key.startswith("validation/") and key.endswith("/mlm_loss")
+        ]
+        if losses and all(isinstance(loss, float) for loss in losses):
+            found[record["step"]] = sum(losses) / len(losses)
+    return found
+
+
 def truncate_metrics(path: Path, step: int) -> None:
     """Drop the records after `step`, and torn lines; what stays keeps its bytes."""
     try:
@@ -186,7 +221,7 @@ def truncate_metrics(path: Path, step: int) -> None:
         return
     kept = [line for line in lines if _is_kept(line, step)]
     if kept != lines:
-        write_atomically(path, b"".join(kept).decode())
+        write_atomically(path, b"".join(kept))
 
 
 def parse_record(line: bytes) -> dict[str, Any] | None:
@@ -224,18 +259,6 @@ def resolve_source(path: Path) -> Path:
         return path
     what = "has no checkpoints, manifest.json or config.json" if path.exists() else "does not exist"
     raise BadInput(f"{path} {what}: give a run, a checkpoint or a Hugging Face folder")
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Replace `file`: a reader sees all of the old or all of the new, whatever crashes."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8", newline="") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    if file.exists():
-        os.chmod(temporary, stat.S_IMODE(file.stat().st_mode))
-    os.replace(temporary, file)
 
 
 def _compare(

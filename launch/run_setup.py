@@ -1,7 +1,8 @@
 """Checks everything that can be wrong with a run before a process is started for it."""
 
 import hashlib
-import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,15 @@ from bert.corpora.unigram import load_unigram_counts
 from bert.model import PretrainingModel, build_model, is_prunable, weight_shapes
 from bert.restoring import transfer_start
 from bert.vocabulary import Vocabulary, load_vocabulary
-from distributed.checkpoint import MANIFEST, find_newest
+from distributed.checkpoint_manifest import MANIFEST, read_manifest
+from distributed.errors import BadInput
+from distributed.files import sha256_of
 from distributed.zero import check_advanced
+from launch.attempt import find_start
 from launch.configuration import PretrainConfig, dump_yaml
+from launch.lease import hold
 from launch.run_folder import (
+    RunFolder,
     check_identity,
     identity,
     resolve_source,
@@ -59,11 +65,11 @@ def check_run(config: PretrainConfig) -> RunPlan:
         sizes = {"vocab_size": vocabulary.size, "pad_id": vocabulary.pad_id}
         shapes = weight_shapes(config.model, **sizes)
         build_scopes(config.sparsity, [name for name in shapes if is_prunable(name)], shapes)
-    newest, _ = find_newest(folder.checkpoints)
+    newest, _ = find_start(folder)
     source, init_fingerprint = None, None
     if newest is not None:
         # The first weights are history: their source may have moved, trained on or gone.
-        init_fingerprint = newest.state["identity"]["model"]["init_fingerprint"]
+        init_fingerprint = newest.section("identity", "model").get("init_fingerprint")
     elif config.model.init_from is not None:
         source = resolve_source(config.model.init_from)
         init_fingerprint = _fingerprint(source)
@@ -85,6 +91,25 @@ def check_run(config: PretrainConfig) -> RunPlan:
         init_from=str(source) if source is not None else None,
         finished_steps=newest.step if newest is not None else 0,
     )
+
+
+@contextmanager
+def hold_run(folder: RunFolder, *, say: bool = True) -> Iterator[None]:
+    """Hold the run folder, creating it if need be, and nobody else trains in it meanwhile.
+
+    Raises:
+        BadInput: somebody else does, or nothing can be written there.
+    """
+    with ExitStack() as stack:
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(folder.path, say=say))
+        except OSError as error:
+            raise BadInput(
+                f"{folder.path} cannot be written ({error.strerror}): set launch.runs_dir to a "
+                "folder that can, or free some space"
+            ) from error
+        yield
 
 
 def begin_run(config: PretrainConfig, plan: RunPlan) -> None:
@@ -113,15 +138,10 @@ def _fingerprint(source: Path) -> str:
     """A hash of a model's weights and masks, wherever and whenever they were written."""
     total = hashlib.sha256()
     if (source / MANIFEST).exists():
-        files = json.loads((source / MANIFEST).read_text())["files"]
-        checksums = [files[name]["sha256"] for name in sorted(files)]
+        files = read_manifest(source).files
+        checksums = [files[name].sha256 for name in sorted(files)]
     else:
-        checksums = [_sha256(file) for file in sorted(source.glob("*.safetensors"))]
+        checksums = [sha256_of(file) for file in sorted(source.glob("*.safetensors"))]
     for checksum in checksums:
         total.update(bytes.fromhex(checksum))
     return total.hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

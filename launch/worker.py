@@ -1,18 +1,18 @@
 """One training process: Ray Train, torchrun and a single process all call `run_pretraining`."""
 
 import logging
-import time
-import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bert.corpora.batches import build_training_batches
+from bert.corpora.batches import RowBatches, build_training_batches
 from bert.evaluation import build_evaluator
+from bert.loss_spikes import SpikeDetector
+from bert.mask_integrity import check_masks
 from bert.metrics import Metrics, MetricsFiles
 from bert.model import (
     flops_per_token,
@@ -20,6 +20,7 @@ from bert.model import (
     named_weights,
     uses_weight_decay,
 )
+from bert.numbers import GoBack
 from bert.pretraining import TrainState, train
 from bert.restoring import (
     fill_module,
@@ -28,14 +29,18 @@ from bert.restoring import (
     resume_start,
     transfer_start,
 )
-from bert.vocabulary import load_vocabulary
-from distributed.checkpoint import Checkpoint, find_newest, remove_old, save_checkpoint
-from distributed.collectives import broadcast_json
+from bert.vocabulary import Vocabulary, load_vocabulary
+from distributed.checkpoint_async import CheckpointWriter
+from distributed.checkpoint_retention import remove_old
+from distributed.fencing import check_claim
 from distributed.topology import Topology, detect_topology, ensure_process_group
 from distributed.zero import build_engine
+from launch.attempt import Attempt, agree_on_attempt
 from launch.configuration import PretrainConfig, dump_yaml
-from launch.run_folder import RunFolder, run_folder_of, truncate_metrics
+from launch.run_events import append_event
+from launch.run_folder import read_metrics, run_folder_of, validation_by_step
 from launch.run_setup import build_new_model
+from launch.watchdog import Watchdog
 from sparsity.controller import SparsityController
 
 log = logging.getLogger(__name__)
@@ -77,14 +82,78 @@ def run_pretraining(
         world_size=topology.world_size,
         cache_dir=folder.cache,
     )
+    watchdog = Watchdog(
+        config.launch.hang_seconds,
+        stacks=folder.logs / f"hang-{topology.rank}.log",
+        tell=lambda message: append_event(
+            folder.events_file, "hang", f"worker {topology.rank}: {message}"
+        ),
+    )
+
+    def asked_after_step() -> bool:
+        watchdog.beat()
+        return stop_requested()
+
+    try:
+        return _train_and_return(
+            config,
+            identity=identity,
+            init_from=init_from,
+            topology=topology,
+            vocabulary=vocabulary,
+            batches=batches,
+            report=report,
+            stop_requested=asked_after_step,
+        )
+    finally:
+        watchdog.stop()
+
+
+def _train_and_return(config: PretrainConfig, *, topology: Topology, **fields: Any) -> TrainState:
+    """Collective: train, going back to the last checkpoint as often as training asks for it."""
+    folder = run_folder_of(config)
+    next_batch = None
+    while True:
+        attempt = agree_on_attempt(
+            folder,
+            topology,
+            next_batch=next_batch,
+            most_returns=config.train.max_non_finite_steps,
+        )
+        try:
+            return _train_from(attempt, config, topology=topology, **fields)
+        except GoBack as request:
+            next_batch = request.next_batch
+
+
+def _train_from(
+    attempt: Attempt,
+    config: PretrainConfig,
+    *,
+    identity: Mapping[str, Any],
+    init_from: Path | None,
+    topology: Topology,
+    vocabulary: Vocabulary,
+    batches: RowBatches,
+    report: Callable[[dict[str, Any]], None],
+    stop_requested: Callable[[], bool],
+) -> TrainState:
+    """Collective: build everything, restore it and train; see `run_pretraining`."""
+    folder = run_folder_of(config)
+
+    def tell(kind: str, message: str) -> None:
+        if topology.is_first:
+            append_event(folder.events_file, kind, message)
+
     module = build_new_model(config, vocabulary)
-    checkpoint, attempt = _agree_on_start(folder, topology)
-    if checkpoint is not None:
-        start = resume_start(checkpoint)
+    if attempt.checkpoint is not None:
+        start = resume_start(attempt.checkpoint)
     elif init_from is not None:
         start = transfer_start(init_from, module, config.model, sparsity=config.sparsity)
     else:
         start = fresh_start(module)
+    if attempt.batch_offset is not None:
+        start = replace(start, state=replace(start.state, batch_offset=attempt.batch_offset))
     log.info("starting from %s at step %d", start.origin, start.state.step)
     fill_module(module, start)
     weights = named_weights(module)
@@ -111,6 +180,16 @@ def run_pretraining(
             optimizer=engine.deepspeed_engine.basic_optimizer,
         )
     restore_engine(engine, start, sparsity)
+    spikes = SpikeDetector()
+    for record in read_metrics(folder.metrics_file):  # a resumed run judges as one that went on
+        spikes.look(record.get("train/mlm_loss"))
+
+    def before_record(record: Mapping[str, Any]) -> None:
+        # A group that was cut off and trains on alone must not write into its successor's figures.
+        check_claim(folder.checkpoints, attempt.word)
+        if "train/mlm_loss" in record and (found := spikes.look(record["train/mlm_loss"])):
+            tell("spike", f"step {record['step']}: {found}")
+
     metrics = Metrics(
         MetricsFiles(folder.metrics_file, folder.tensorboard),
         topology=topology,
@@ -122,16 +201,31 @@ def run_pretraining(
             mlm_probability=config.data.mlm_probability,
         ),
         config_text=dump_yaml(config),
+        on_record=before_record,
+    )
+    writer = CheckpointWriter(
+        folder.checkpoints,
+        attempt=attempt.word,
+        max_failures=config.checkpoint.max_failed_writes,
+        on_commit=lambda step: remove_old(
+            folder.checkpoints,
+            newest=step,
+            config=config.checkpoint,
+            losses=validation_by_step(folder.metrics_file),
+        ),
+        on_failure=lambda step, reason: append_event(
+            folder.events_file,
+            "checkpoint",
+            f"the checkpoint of step {step} is not written: {reason}",
+        ),
     )
 
     def save(state: TrainState) -> None:
-        if sparsity is not None and (name := sparsity.find_violation()) is not None:
-            raise RuntimeError(f"a pruned weight of {name} is not zero: the masks are not enforced")
-        save_checkpoint(
-            folder.checkpoints,
+        if sparsity is not None:
+            check_masks(sparsity)
+        writer.save(
+            engine.partition,
             step=state.step,
-            attempt=attempt,
-            partition=engine.partition,
             packed_masks=sparsity.packed_masks() if sparsity is not None else {},
             state={
                 "config": config.model_dump(mode="json"),
@@ -145,12 +239,10 @@ def run_pretraining(
                 },
             },
         )
-        if topology.is_first:
-            keep_last = config.checkpoint.keep_last
-            remove_old(folder.checkpoints, newest=state.step, keep_last=keep_last)
+        metrics.note(writer.figures())
 
     try:
-        return train(
+        end = train(
             config.train,
             start.state,
             seed=config.seed,
@@ -170,40 +262,19 @@ def run_pretraining(
             save=save,
             report=report,
             stop_requested=stop_requested,
+            tell=tell,
         )
+        writer.finish()
+        return end
+    except GoBack:
+        writer.settle()  # on all ranks alike: the checkpoint in flight is the one to go back to
+        raise
     except Exception:
         log.exception("worker %d failed", topology.rank)
         raise
     finally:
+        writer.close()
         metrics.close()
-
-
-def _agree_on_start(folder: RunFolder, topology: Topology) -> tuple[Checkpoint | None, str]:
-    """Collective: the newest good checkpoint, verified by rank 0, and a new attempt's name.
-
-    Rank 0 also cuts the metrics back to that checkpoint.
-    """
-    choice: dict[str, Any] = {}
-    if topology.is_first:
-        try:
-            newest, refused = find_newest(folder.checkpoints)
-            for reason in refused:
-                log.warning("passed over a damaged checkpoint: %s", reason)
-            truncate_metrics(folder.metrics_file, newest.step if newest else 0)
-            choice = {
-                "path": str(newest.path) if newest else None,
-                "attempt": f"{int(time.time())}-{uuid.uuid4().hex[:8]}",
-            }
-        except Exception as error:
-            # The others wait for this broadcast: they hear of the failure instead of hanging.
-            choice = {"error": repr(error)}
-    choice = broadcast_json(choice)
-    if "error" in choice:
-        raise RuntimeError(f"rank 0 could not choose a checkpoint: {choice['error']}")
-    if choice["path"] is None:
-        return None, choice["attempt"]
-    # Rank 0 has compared the checksums; once is enough.
-    return Checkpoint(Path(choice["path"]), verify=False), choice["attempt"]
 
 
 def log_to_file(file: Path) -> None:

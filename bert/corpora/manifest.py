@@ -1,6 +1,5 @@
 """`manifest.json` of a prepared corpus: what it was made from, what it holds, and its checksums."""
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bert.corpora.readers import Source
 from bert.vocabulary import Vocabulary
 from distributed.errors import BadInput
+from distributed.files import sha256_of, write_atomically
 
 MANIFEST_NAME = "manifest.json"
 UNIGRAM_COUNTS_NAME = "unigram_counts.npy"
@@ -106,7 +106,8 @@ def load_manifest(directory: Path) -> Manifest:
 
 
 def save_manifest(manifest: Manifest, *, directory: Path) -> None:
-    write_synced(directory / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode() + b"\n")
+    content = manifest.model_dump_json(indent=1).encode() + b"\n"
+    write_atomically(directory / MANIFEST_NAME, content)
 
 
 def check_files(manifest: Manifest, *, directory: Path, verify: bool) -> None:
@@ -162,15 +163,3 @@ def load_array(path: Path, *, mapped: bool = True) -> npt.NDArray[np.generic]:
     except (OSError, ValueError, EOFError) as error:
         raise _prepare_again(path.parent, f"{path} cannot be read ({error})") from None
     return np.asarray(array)  # np.memmap itself is slow to slice
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bert.corpora.manifest import sha256_of, write_synced
+from distributed.files import sha256_of, write_json
 
 logger = logging.getLogger(__name__)
 ENTRY_NAME = "entry.json"
@@ -56,8 +56,7 @@ def save_cached(cache_dir: Path, *, key: Mapping[str, object], arrays: Arrays) -
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
         checksums = {name: sha256_of(temporary / f"{name}.npy") for name in arrays}
-        content = json.dumps({"key": dict(key), "sha256": checksums}, indent=1)
-        write_synced(temporary / ENTRY_NAME, content.encode())
+        write_json(temporary / ENTRY_NAME, {"key": dict(key), "sha256": checksums})
         entry = _entry(cache_dir, key)
         if entry.exists() and load_cached(cache_dir, key=key, names=list(arrays)) is None:
             shutil.rmtree(entry, ignore_errors=True)

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from distributed.checkpoint import (
-    MANIFEST,
     MASK,
     MASTER,
-    BadCheckpoint,
     Checkpoint,
+    CheckpointConfig,
     find_newest,
     list_steps,
-    remove_old,
-    save_checkpoint,
 )
+from distributed.checkpoint_manifest import MANIFEST, BadCheckpoint, seal
+from distributed.checkpoint_retention import remove_old
+from distributed.checkpoint_writer import save_checkpoint
 from sparsity.controller import SparsityController
 from sparsity.schedule import SparsityConfig
 from tests.multiprocess import pool
@@ -161,7 +161,8 @@ def test_damage_is_refused_with_the_file_and_the_reason(written: Path) -> None:
 def test_a_manifest_cannot_reach_outside(written: Path) -> None:
     manifest = json.loads((written / MANIFEST).read_text())
     manifest["files"]["../rank-00000.safetensors"] = manifest["files"]["rank-00000.safetensors"]
-    (written / MANIFEST).write_text(json.dumps(manifest))
+    manifest.pop("sha256")
+    (written / MANIFEST).write_bytes(seal(manifest))
     with pytest.raises(BadCheckpoint, match="outside"):
         Checkpoint(written)
 
@@ -174,8 +175,7 @@ def test_the_newest_good_one_is_found_and_old_ones_go(tmp_path: Path) -> None:
     newest, refused = find_newest(tmp_path)
     assert newest is not None and newest.step == 2
     assert len(refused) == 1 and "rank-00000" in refused[0]
-    (tmp_path / ".step-00000009.dead").mkdir()
-    remove_old(tmp_path, newest=3, keep_last=2)
+    remove_old(tmp_path, newest=3, config=CheckpointConfig(keep_last=2), losses={})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
@@ -193,15 +193,15 @@ def half_written(folder: Path) -> bool:
     sparsity = attach(engine)
     train(engine, sparsity, 0, 1)
     if engine.partition.rank == 0:
-        from distributed import checkpoint
+        from distributed import checkpoint_writer as writer
 
-        checkpoint._COMMIT_SECONDS, before = 0.5, checkpoint._COMMIT_SECONDS
+        writer._COMMIT_SECONDS, before = 0.5, writer._COMMIT_SECONDS
         try:
             save(engine, sparsity, folder, 1)
         except TimeoutError:
             return True
         finally:
-            checkpoint._COMMIT_SECONDS = before
+            writer._COMMIT_SECONDS = before
         return False
     return True
 

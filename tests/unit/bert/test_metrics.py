@@ -1,6 +1,7 @@
 """What is written can be read: metrics.jsonl as JSON, TensorBoard by TensorBoard's own reader."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -248,3 +249,67 @@ def test_the_image_has_a_row_a_layer() -> None:
 
 def test_the_image_of_other_models_is_one_row() -> None:
     assert render_densities([0.5, 1.0, 0.0, 0.1], cell=3).shape == (3, 12, 3)
+
+
+def test_what_is_not_finite_is_null_and_the_file_is_json(tmp_path: Path) -> None:
+    metrics = metrics_in(tmp_path)
+    metrics.record({"a": float("nan"), "b": float("-inf"), "c": 1.5, "d": "nan"})
+    metrics.flush(1, None)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    line = (tmp_path / "metrics.jsonl").read_text()
+    record = json.loads(line, parse_constant=refuse)
+    assert (record["a"], record["b"], record["c"], record["d"]) == (None, None, 1.5, "nan")
+    assert metrics.latest == record
+
+
+def test_a_note_waits_for_the_next_record_and_forces_none(tmp_path: Path) -> None:
+    metrics = metrics_in(tmp_path)
+    metrics.note({"checkpoint/stall_seconds": 0.25})
+    assert not metrics.has_record
+    train(metrics, range(1, 3))
+    first, second = records(tmp_path)
+    assert first["checkpoint/stall_seconds"] == 0.25
+    assert "checkpoint/stall_seconds" not in second
+
+
+def test_a_full_disk_delays_records_and_tears_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that takes 100 bytes and then nothing more, until there is room again."""
+    real, room = os.write, {"bytes": 100}
+
+    def write(descriptor: int, data: bytes) -> int:
+        if not room["bytes"]:
+            raise OSError(28, "No space left on device")
+        written = real(descriptor, data[: room["bytes"]])
+        room["bytes"] -= written
+        return written
+
+    metrics = metrics_in(tmp_path)
+    train(metrics, range(1, 2))
+    monkeypatch.setattr(os, "write", write)
+    train(metrics, range(2, 4))
+    assert [record["step"] for record in records(tmp_path)] == [1]
+    monkeypatch.setattr(os, "write", real)
+    train(metrics, range(4, 5))
+    assert [record["step"] for record in records(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_record_may_be_refused_before_it_is_written(tmp_path: Path) -> None:
+    def refuse(record: dict[str, Any]) -> None:
+        raise RuntimeError(f"superseded at {record['step']}")
+
+    metrics = Metrics(
+        MetricsFiles(tmp_path / "metrics.jsonl", tmp_path / "tensorboard"),
+        topology=Topology(0, 1, 0, torch.device("cpu")),
+        start_step=0,
+        flops_per_token=1e6,
+        config_text="",
+        on_record=refuse,
+    )
+    with pytest.raises(RuntimeError, match="superseded at 1"):
+        metrics.flush(1, None)
+    assert not (tmp_path / "metrics.jsonl").exists()

@@ -12,7 +12,7 @@ import yaml
 
 from bert.model import ModelConfig, build_model, is_prunable, named_weights
 from bert.vocabulary import SPECIAL_TOKENS, load_vocabulary
-from distributed.checkpoint import save_checkpoint
+from distributed.checkpoint_writer import save_checkpoint
 from distributed.hashing import hex_digest, name_hash, position_hash
 from distributed.partition import Fragment
 from launch.configuration import PretrainConfig

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from distributed.checkpoint import FORMAT, VERSION, BadCheckpoint
+from distributed.checkpoint_manifest import BadCheckpoint, write_manifest
 from distributed.errors import BadInput
 from launch.configuration import LaunchConfig
-from launch.driver import _Failures
+from launch.driver import Failures
 from launch.ray_cluster import choose_gpu, count_places
 from launch.ray_events import FILE_NAME, Failure, FailureTail, find_cause
 from launch.run_folder import RunFolder
@@ -27,7 +27,7 @@ TRACEBACK = RuntimeError("Traceback (most recent call last):\n  File\nKeyError: 
 @pytest.mark.parametrize(
     ("errors", "cause"),
     [
-        ({0: LOST, 1: DIED}, Failure(1, "its process died")),
+        ({0: LOST, 1: DIED}, Failure(1, "its process died", died=True)),
         ({0: LOST, 2: ODD, 1: BadInput("lower x")}, Failure(1, "lower x", bad_input=True)),
         ({0: BadCheckpoint("no file")}, Failure(0, "no file", bad_input=True)),
         ({1: ODD, 0: LOST}, Failure(1, "ValueError: odd")),
@@ -55,22 +55,39 @@ def test_a_restart_is_told_while_there_are_any_left(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     step = folder.checkpoints / "step-00000020"
     step.mkdir(parents=True)
-    manifest = {"format": FORMAT, "version": VERSION, "step": 20, "world_size": 1}
-    manifest |= {"optimizer_steps": 20, "parameters": {}, "files": {}, "state": {}}
-    (step / "manifest.json").write_text(json.dumps(manifest))
+    fields = {"step": 20, "world_size": 1, "optimizer_steps": 20}
+    write_manifest(step, {**fields, "parameters": {}, "files": {}, "state": {}})
     display: Any = SimpleNamespace(note=notes.append)
-    failures = _Failures(tmp_path, folder, 1, display)
+    failures = Failures(tmp_path, folder, 1, display)
     for rank in (0, 1):
         with open(tmp_path / FILE_NAME, "a") as file:
-            file.write(json.dumps(vars(Failure(rank, "gone"))) + "\n")
+            file.write(json.dumps(vars(Failure(rank, f"gone {rank}"))) + "\n")
         assert not failures.look()
-    assert notes == ["worker 0: gone; restarting from step 20 (0 restart(s) left)"]
-    assert failures.last == Failure(1, "gone")
+    assert notes == ["worker 0: gone 0; restarting from step 20 (0 restart(s) left)"]
+    assert failures.last == Failure(1, "gone 1")
     with open(tmp_path / FILE_NAME, "a") as file:
         file.write(json.dumps(vars(Failure(0, "mend it", bad_input=True))) + "\n")
     assert failures.look()
     assert failures.bad_input == Failure(0, "mend it", bad_input=True)
     assert len(notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ([Failure(1, "a mask has changed", final=True)], "worker 1: a mask has changed"),
+        ([Failure(0, "KeyError: 1")] * 2, "2 times in a row after step 0 (worker 0: KeyError: 1)"),
+    ],
+)
+def test_what_a_restart_cannot_mend_ends_the_run(
+    tmp_path: Path, written: list[Failure], words: str
+) -> None:
+    display: Any = SimpleNamespace(note=lambda _: None)
+    failures = Failures(tmp_path, RunFolder(tmp_path), 9, display)
+    lines = [json.dumps(vars(failure)) + "\n" for failure in written]
+    (tmp_path / FILE_NAME).write_text("".join(lines))
+    assert failures.look()
+    assert failures.diagnosis is not None and words in failures.diagnosis
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from transformers import AutoModelForMaskedLM
 from bert.export import load_export
 from bert.model import is_prunable
 from distributed.checkpoint import MASK, MASTER, Checkpoint, step_folder
+from distributed.checkpoint_manifest import seal
 from distributed.errors import BadInput
 from launch.exporting import export_checkpoint
 from launch.inspect import describe, render
@@ -27,7 +28,8 @@ def rewrite_manifest(checkpoint: Path, change: Callable[[dict], None]) -> None: 
     file = checkpoint / "manifest.json"
     manifest = json.loads(file.read_text())
     change(manifest)
-    file.write_text(json.dumps(manifest))
+    manifest.pop("sha256")
+    file.write_bytes(seal(manifest))
 
 
 def revive_a_weight(checkpoint: Path) -> None:

@@ -1,0 +1,84 @@
+"""Which start of a run may write its checkpoints: the last one, and only it.
+
+A worker that a partition cut off, and that comes back after its successor has begun, must not
+damage what the successor writes. Every start has a word of its own, kept in `attempt.json`:
+
+    new start      1. writes its word   2. removes all unfinished parts   3. looks for checkpoints
+    every writer   1. writes its part   2. reads the word, and gives up unless it is its own
+                   3. renames the part, onto a name that must be free
+
+A writer that read the word before it changed has its part removed before it can rename, or has
+renamed before the new start looks. Neither needs a lock, and the clocks do not matter.
+"""
+
+import contextlib
+import json
+import os
+import uuid
+from pathlib import Path
+
+from distributed.files import remove_folder, sync_folder, write_json
+
+_WORD_FILE = "attempt.json"
+
+
+class Superseded(RuntimeError):
+    """Another start of the same run has taken over: this process is to end."""
+
+
+def claim(folder: Path) -> str:
+    """Take over the checkpoint folder; the new word. One process of a start calls it, first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    word = uuid.uuid4().hex[:12]
+    write_json(folder / _WORD_FILE, {"attempt": word})
+    sync_folder(folder)
+    remove_unfinished(folder)
+    return word
+
+
+def check_claim(folder: Path, word: str) -> None:
+    """Raise unless `word` is still the last one.
+
+    Raises:
+        Superseded: it is not.
+        OSError: the folder cannot be read.
+    """
+    try:
+        current = json.loads((folder / _WORD_FILE).read_bytes())["attempt"]
+    except FileNotFoundError:
+        return  # nobody has ever claimed this folder
+    if current != word:
+        raise Superseded(f"{folder} belongs to a later start of this run ({current}): leaving it")
+
+
+def part_folder(folder: Path, name: str, word: str) -> Path:
+    """Where `name` is written before it is whole."""
+    return folder / f".{name}.{word}"
+
+
+def commit(folder: Path, name: str, word: str) -> Path:
+    """Make a whole part visible as `name`, durably.
+
+    Raises:
+        Superseded: a later start has taken over.
+        OSError: `name` is there already, or the rename failed: the part is still invisible.
+    """
+    final = folder / name
+    check_claim(folder, word)
+    part = part_folder(folder, name, word)
+    sync_folder(part)
+    try:
+        os.rename(part, final)
+    except FileNotFoundError:
+        check_claim(folder, word)
+        raise
+    sync_folder(folder)
+    return final
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove dead writers' parts."""
+    for part in folder.glob(".step-*"):
+        if part.is_dir():
+            with contextlib.suppress(OSError):
+                remove_folder(part)

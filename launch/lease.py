@@ -1,0 +1,188 @@
+"""One launcher to a run folder: a lease, renewed by a heartbeat, that a dead holder loses.
+
+    lease.json   who holds it: host, process, when it began, and a beat that grows every few seconds
+
+A second launcher is refused with the holder's data. On the holder's own machine its process is
+looked up, so a killed one is succeeded at once. From another machine the beat is watched: one that
+does not grow for `LAPSE_SECONDS`, by the watcher's own steady clock, has no holder any more. No
+clocks are compared, and a lost node or a `kill -9` blocks nothing for longer.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from distributed.errors import BadInput
+from distributed.files import write_json
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "lease.json"
+BEAT_SECONDS = 3.0
+LAPSE_SECONDS = 20.0  # several beats: a busy file system delays one
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease."""
+
+    token: str
+    host: str
+    machine: str  # one boot of one kernel and one PID namespace: where `process` means something
+    process: int
+    process_started: str  # in clock ticks since the boot: a later process of that number differs
+    since: str  # for people
+    beat: int = 0
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}, which started at {self.since}"
+
+
+@contextlib.contextmanager
+def hold(folder: Path, *, say: bool = True) -> Iterator[None]:
+    """Hold the lease of a run folder, which exists, while inside.
+
+    Args:
+        folder: the run's.
+        say: print that another machine's lease is watched, which takes seconds.
+
+    Raises:
+        BadInput: somebody else holds it.
+    """
+    file = folder / FILE_NAME
+    me = _myself()
+    _acquire(file, me, say=say)
+    stop = threading.Event()
+    beating = threading.Thread(target=_beat, args=(file, me, stop), name="lease", daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        beating.join()
+        with contextlib.suppress(OSError), _locked(file):
+            if (holder := _read(file)) is not None and holder.token == me.token:
+                file.unlink()
+
+
+def refuse_if_held(folder: Path) -> None:
+    """Refuse at once where it is plain already: a process of this machine trains the run.
+
+    Raises:
+        BadInput: it does.
+    """
+    holder = _read(folder / FILE_NAME)
+    if holder is not None and holder.machine == _machine() and _is_alive(holder):
+        raise _refusal(folder, holder)
+
+
+def _acquire(file: Path, me: Holder, *, say: bool) -> None:
+    watched: Holder | None = None
+    lapses = 0.0
+    while True:
+        with _locked(file):
+            holder = _read(file)
+            is_free = holder is None or (
+                not _is_alive(holder)
+                if holder.machine == me.machine
+                else holder == watched and time.monotonic() > lapses
+            )
+            if is_free:
+                write_json(file, asdict(me))
+                return
+        assert holder is not None
+        if holder.machine == me.machine or (
+            watched is not None and holder.token == watched.token and holder.beat != watched.beat
+        ):
+            raise _refusal(file.parent, holder)
+        if holder != watched:
+            watched, lapses = holder, time.monotonic() + LAPSE_SECONDS
+            if say:
+                print(f"{file.parent} was held by {holder}: seeing if it still is", flush=True)
+        time.sleep(BEAT_SECONDS / 4)
+
+
+def _refusal(folder: Path, holder: Holder) -> BadInput:
+    return BadInput(
+        f"{folder} is being trained by {holder}: stop that, or give this run another name"
+    )
+
+
+def _beat(file: Path, me: Holder, stop: threading.Event) -> None:
+    while not stop.wait(BEAT_SECONDS):
+        me = replace(me, beat=me.beat + 1)
+        try:
+            with _locked(file):
+                holder = _read(file)
+                if holder is not None and holder.token != me.token:
+                    # It was away for longer than the lapse. Its workers are fenced out already.
+                    log.error("%s is now held by %s", file.parent, holder)
+                    return
+                write_json(file, asdict(me))
+        except OSError as error:  # a full disk must not end a run
+            log.warning("the lease %s is not renewed: %s", file, error)
+
+
+def _read(file: Path) -> Holder | None:
+    """The holder; None if there is none, or nobody that can be made out."""
+    try:
+        return Holder(**json.loads(file.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Between reading the lease and writing it, nobody else does either."""
+    descriptor = os.open(file.with_name(f".{file.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: a race of microseconds
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _myself() -> Holder:
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return Holder(
+        token=uuid.uuid4().hex,
+        host=socket.gethostname(),
+        machine=_machine(),
+        process=os.getpid(),
+        process_started=_start_of(os.getpid()) or "",
+        since=now,
+    )
+
+
+def _machine() -> str:
+    """The same for processes that see each other's numbers."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux: watch the beat
+        return uuid.uuid4().hex
+
+
+def _is_alive(holder: Holder) -> bool:
+    return _start_of(holder.process) == holder.process_started
+
+
+def _start_of(process: int) -> str | None:
+    """When a process of this machine started, in ticks; None if there is no such process."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    return None if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,49 @@
+"""What happens to a run besides its figures: a JSON line an event, told to the user as it comes.
+
+Written by whichever process sees it, read by the launcher: skipped updates, checkpoints that could
+not be written, damaged ones that were passed over, loss spikes.
+"""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def append_event(file: Path, kind: str, message: str, **details: Any) -> None:
+    """Add one line; a disk that takes nothing more costs the line, not the run."""
+    event = {"time": round(time.time(), 3), "kind": kind, "message": message, **details}
+    log.warning("%s: %s", kind, message)
+    try:
+        # One write of one line: lines of several processes do not mix.
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, json.dumps(event, allow_nan=False).encode() + b"\n")
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        log.error("the event is not recorded: %s", error)
+
+
+class EventTail:
+    """Reads what is added to the file from now on."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._at = file.stat().st_size if file.exists() else 0
+
+    def poll(self) -> list[dict[str, Any]]:
+        """Events since the last call, whole lines only."""
+        try:
+            with open(self._file, "rb") as opened:
+                opened.seek(self._at)
+                data = opened.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._at += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]

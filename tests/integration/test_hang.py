@@ -1,0 +1,26 @@
+"""A worker that stands still, as a stopped process does, is found and its group replaced."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.integration.commands import Command
+from tests.integration.conftest import Start
+from tests.integration.test_faults import assert_equal_runs, read_pid
+
+
+@pytest.mark.timeout(900)
+def test_a_stopped_worker_is_replaced(
+    reference: tuple[Command, Path], workspace: Path, config_file: Path, start: Start
+) -> None:
+    run = workspace / "runs" / "hangs"
+    command = start("pretrain", config_file, "name=hangs", "launch.hang_seconds=20")
+    command.await_step(run, 12)
+    os.kill(read_pid(run, command), signal.SIGSTOP)
+    assert command.wait() == 0, command.out + command.err
+    assert "worker 0: no step was finished for 20 s" in command.out
+    assert "restarting from step 10" in command.out
+    assert "File " in (run / "logs" / "hang-0.log").read_text()
+    assert_equal_runs(run, reference[1])

@@ -1,0 +1,149 @@
+"""Real processes hold leases, are killed, and are found to be gone or alive."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from distributed.errors import BadInput
+from launch import lease
+from launch.lease import FILE_NAME, hold, refuse_if_held
+
+ROOT = Path(__file__).parents[3]
+HOLD = """
+import sys, time
+from pathlib import Path
+from launch import lease
+lease.BEAT_SECONDS = 0.1
+with lease.hold(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait(10)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "LAPSE_SECONDS", 2.0)
+
+
+def from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another machine sees the same file: process numbers mean nothing."""
+    monkeypatch.setattr(lease, "_machine", lambda: "another machine")
+
+
+def test_it_is_held_and_given_back(tmp_path: Path) -> None:
+    with hold(tmp_path):
+        content = json.loads((tmp_path / FILE_NAME).read_text())
+        assert content["process"] == os.getpid() and content["host"] and content["since"]
+    assert not (tmp_path / FILE_NAME).exists()
+    with hold(tmp_path):
+        pass
+
+
+def test_a_second_is_refused_with_the_holders_data(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    content = json.loads((tmp_path / FILE_NAME).read_text())
+    want = f"trained by process {holder.pid} on {content['host']}, which started at 20"
+    for attempt in (lambda: hold(tmp_path).__enter__(), lambda: refuse_if_held(tmp_path)):
+        with pytest.raises(BadInput, match=want):
+            attempt()
+
+
+def test_a_killed_holder_is_succeeded_at_once(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    holder.kill()
+    holder.wait(10)
+    assert (tmp_path / FILE_NAME).exists()
+    refuse_if_held(tmp_path)
+    with hold(tmp_path):
+        assert json.loads((tmp_path / FILE_NAME).read_text())["process"] == os.getpid()
+
+
+def test_a_stopped_holder_of_this_machine_keeps_it(
+    tmp_path: Path, holder: subprocess.Popen[str], quick: None
+) -> None:
+    os.kill(holder.pid, signal.SIGSTOP)
+    time.sleep(0.3)
+    with pytest.raises(BadInput, match=str(holder.pid)):
+        hold(tmp_path).__enter__()
+
+
+def test_from_another_machine_a_beat_is_life(
+    tmp_path: Path, holder: subprocess.Popen[str], quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from_elsewhere(monkeypatch)
+    refuse_if_held(tmp_path)  # cannot know yet
+    with pytest.raises(BadInput, match=f"process {holder.pid}"):
+        hold(tmp_path).__enter__()
+
+
+def test_from_another_machine_a_lease_lapses(
+    tmp_path: Path,
+    holder: subprocess.Popen[str],
+    quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    holder.kill()
+    holder.wait(10)
+    # A clock that was set back makes the file look as if it came from the future.
+    os.utime(tmp_path / FILE_NAME, (time.time() + 1e6, time.time() + 1e6))
+    from_elsewhere(monkeypatch)
+    with hold(tmp_path):
+        pass
+    assert f"was held by process {holder.pid}" in capsys.readouterr().out
+
+
+def test_of_several_that_come_at_once_one_gets_it(tmp_path: Path) -> None:
+    """The holder before them is dead, so that all of them may take over."""
+    dead = {"token": "x", "host": "h", "machine": lease._machine(), "process": 2**22 + 1}
+    dead |= {"process_started": "1", "since": "", "beat": 0}
+    (tmp_path / FILE_NAME).write_text(json.dumps(dead))
+    got, refused = [], []
+    ready, done = threading.Barrier(8), threading.Barrier(8)
+
+    def come() -> None:
+        ready.wait(30)
+        try:
+            with hold(tmp_path):
+                got.append(1)
+                done.wait(30)
+        except BadInput:
+            refused.append(1)
+            done.wait(30)
+
+    threads = [threading.Thread(target=come) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (len(got), len(refused)) == (1, 7)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"token": 1}'])
+def test_a_file_that_names_nobody_holds_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / FILE_NAME).write_text(content)
+    refuse_if_held(tmp_path)
+    with hold(tmp_path):
+        pass
