@@ -17,7 +17,7 @@ POINTS = {
     "forward": ("distributed.zero", "Engine.forward", "before"),
     "step": ("distributed.zero", "Engine.step", "before"),
     "all-reduce": ("distributed.collectives", "all_reduce_sum", "before"),
-    "threshold": ("sparsity.controller", "SparsityController.update_masks", "before"),
+    "threshold": ("sparsity.pruning", "update_masks", "before"),
     "mid-write": ("distributed.checkpoint_writer", "write_all", "halfway"),
     "before-manifest": ("distributed.checkpoint_manifest", "write_manifest", "before"),
     "before-rename": ("distributed.fencing", "commit", "before"),

@@ -84,6 +84,9 @@ def sparsity_of(numels: dict[str, int], **schedule: Any) -> SparsityController:
     partition = SimpleNamespace(
         fragments=fragments,
         numels={**numels, "embedding": 1000},
+        shapes={name: (numel,) for name, numel in numels.items()},
+        rank=0,
+        world_size=1,
         master=lambda f: parameters[f.slot].detach(),
         gradients_reach_norm=True,
     )
