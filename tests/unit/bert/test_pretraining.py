@@ -127,7 +127,18 @@ def test_a_step_is_counted_with_its_tokens() -> None:
 
 def test_a_skipped_step_consumes_its_number_and_rows() -> None:
     state = TrainState(step=5, tokens_seen=10).after_step(tokens=3, applied=False)
-    assert state == TrainState(step=6, tokens_seen=13, skipped_steps=1)
+    want = TrainState(step=6, tokens_seen=13, skipped_steps=1, skipped_in_a_row=1)
+    assert state == want
+    again = state.after_step(tokens=0, applied=False)
+    assert (again.skipped_steps, again.skipped_in_a_row) == (2, 2)
+    assert again.after_step(tokens=0, applied=True).skipped_in_a_row == 0
+
+
+def test_a_return_moves_the_batch_and_not_the_step() -> None:
+    state = TrainState(step=5, batch_offset=3)
+    assert state.batch == 8
+    later = state.after_step(tokens=0, applied=True)
+    assert (later.step, later.batch) == (6, 9)
 
 
 def test_state_survives_json() -> None:
