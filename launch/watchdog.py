@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 EXIT_CODE = 1
 _LOOKS = 20  # in one limit
+# Before the first step, at least: checkpoints are verified and engines built then.
+_START_SECONDS = 600.0
 
 
 class Watchdog:
@@ -34,12 +36,14 @@ class Watchdog:
         self._stacks = stacks
         self._tell = tell
         self._last = time.monotonic()
+        self._started = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
     def beat(self) -> None:
         """Another step is done."""
+        self._started = True
         self._last = time.monotonic()
 
     def stop(self) -> None:
@@ -56,11 +60,12 @@ class Watchdog:
                 # This process itself was stopped or starved: it cannot blame anybody yet.
                 self._last = max(self._last, now - self._limit / 2)
             looked = now
-            if now - self._last > self._limit:
+            limit = self._limit if self._started else max(self._limit, _START_SECONDS)
+            if now - self._last > limit:
                 with open(self._stacks, "a") as out:
                     faulthandler.dump_traceback(out)
                 self._tell(
-                    f"no step was finished for {self._limit:g} s: this worker ends, to be replaced "
+                    f"no step was finished for {limit:g} s: this worker ends, to be replaced "
                     f"(what it was doing: {self._stacks})"
                 )
                 logging.shutdown()
