@@ -19,6 +19,7 @@ EXIT_CODE = 1
 _LOOKS = 20  # in one limit
 # Before the first step, at least: checkpoints are verified and engines built then.
 _START_SECONDS = 600.0
+_LAST_WORDS_SECONDS = 10.0
 
 
 class Watchdog:
@@ -62,6 +63,10 @@ class Watchdog:
             looked = now
             limit = self._limit if self._started else max(self._limit, _START_SECONDS)
             if now - self._last > limit:
+                # The disk may be what hangs: then the end comes without a word.
+                last_words = threading.Timer(_LAST_WORDS_SECONDS, os._exit, [EXIT_CODE])
+                last_words.daemon = True
+                last_words.start()
                 with open(self._stacks, "a") as out:
                     faulthandler.dump_traceback(out)
                 self._tell(
