@@ -72,16 +72,26 @@ def agree_on_attempt(
     return Attempt(choice["word"], checkpoint, choice["batch_offset"])
 
 
-def _choose(folder: RunFolder, next_batch: int | None, most_returns: int) -> dict[str, Any]:
-    word = claim(folder.checkpoints)
+def find_start(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
+    """The newest good checkpoint, None for a new run, and why later ones are not.
+
+    Raises:
+        BadInput: there are checkpoints and none is good: a run does not silently begin anew.
+    """
     newest, refused = find_newest(folder.checkpoints)
-    for reason in refused:
-        append_event(folder.events_file, "damage", f"passed over a damaged checkpoint: {reason}")
     if refused and newest is None:
         raise BadInput(
             f"{folder.checkpoints} has checkpoints and none can be used ({refused[0]}): put a good "
             "one back, or remove them to start anew"
         )
+    return newest, refused
+
+
+def _choose(folder: RunFolder, next_batch: int | None, most_returns: int) -> dict[str, Any]:
+    word = claim(folder.checkpoints)
+    newest, refused = find_start(folder)
+    for reason in refused:
+        append_event(folder.events_file, "damage", f"passed over a damaged checkpoint: {reason}")
     step = newest.step if newest is not None else 0
     returns = _read_returns(folder.passed_over_file)
     if next_batch is not None:

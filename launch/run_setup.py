@@ -12,11 +12,11 @@ from bert.corpora.unigram import load_unigram_counts
 from bert.model import PretrainingModel, build_model
 from bert.restoring import transfer_start
 from bert.vocabulary import Vocabulary, load_vocabulary
-from distributed.checkpoint import find_newest
 from distributed.checkpoint_manifest import MANIFEST, read_manifest
 from distributed.errors import BadInput
 from distributed.files import sha256_of
 from distributed.zero import check_advanced
+from launch.attempt import find_start
 from launch.configuration import PretrainConfig, dump_yaml
 from launch.lease import hold
 from launch.run_folder import (
@@ -60,7 +60,7 @@ def check_run(config: PretrainConfig) -> RunPlan:
         for validation_folder in validation_folders:
             load_unigram_counts(validation_folder, vocabulary=vocabulary)
     check_advanced(config.zero)
-    newest, _ = find_newest(folder.checkpoints)
+    newest, _ = find_start(folder)
     source, init_fingerprint = None, None
     if newest is not None:
         # The first weights are history: their source may have moved, trained on or gone.
