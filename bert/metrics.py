@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from distributed.collectives import all_reduce_sum
+from distributed.files import append_whole
 from distributed.topology import Topology
 from sparsity.controller import SparsityController
 
@@ -182,26 +182,6 @@ def render_densities(
     dark, light = np.array([8, 29, 88]), np.array([255, 255, 255])
     colours = np.round(dark + grid[..., None] * (light - dark)).astype(np.uint8)
     return np.repeat(np.repeat(colours, cell, axis=0), cell, axis=1)
-
-
-def append_whole(file: Path, data: bytes) -> None:
-    """Append all of `data`, or nothing if the disk does not take it.
-
-    Raises:
-        OSError: nothing was appended.
-    """
-    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        before = os.fstat(descriptor).st_size
-        try:
-            written = 0
-            while written < len(data):
-                written += os.write(descriptor, data[written:])
-        except OSError:
-            os.ftruncate(descriptor, before)
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _as_json(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,8 @@ class CheckpointWriter:
         self._error: Exception | None = None
         self._abandoned = threading.Event()
         self._failures = 0  # in a row, agreed
-        self._stall_seconds = self._write_seconds = 0.0
+        self._stall_seconds = 0.0
+        self._write_seconds: float | None = None
 
     def save(
         self,
@@ -154,11 +155,14 @@ class CheckpointWriter:
             self._abandoned.set()
 
     def figures(self) -> dict[str, float]:
-        """Seconds that training stood still for the last save, and that the one before took."""
-        return {
-            "checkpoint/stall_seconds": self._stall_seconds,
-            "checkpoint/write_seconds": self._write_seconds,
-        }
+        """Seconds that training stood still for the last save, and that the last whole write took.
+
+        Right after a save that is the write before it, if there was one.
+        """
+        figures = {"checkpoint/stall_seconds": self._stall_seconds}
+        if self._write_seconds is not None:
+            figures["checkpoint/write_seconds"] = self._write_seconds
+        return figures
 
     def _start(self) -> None:
         self._error = None

@@ -10,6 +10,7 @@ The rename is the commit: a crash at any instant leaves either no new checkpoint
 the one before untouched. fencing.py keeps writers of an earlier start out.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -159,7 +160,13 @@ def write_snapshot(
     part = part_folder(folder, final.name, attempt)
     part.mkdir(parents=True, exist_ok=True)
     name = rank_name(snapshot.rank)
-    record = write_tensors(part / f"{name}.safetensors", snapshot.tensors)
+    file = part / f"{name}.safetensors"
+    try:
+        record = write_tensors(file, snapshot.tensors)
+    except OSError:
+        with contextlib.suppress(OSError):  # on a full disk: room to say so
+            file.unlink()
+        raise
     write_json(part / f"{name}.done", record)
     if snapshot.rank:
         return

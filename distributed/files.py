@@ -49,6 +49,26 @@ def encode_json(value: Any) -> bytes:
     return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"
 
 
+def append_whole(file: Path, data: bytes) -> None:
+    """Append all of `data`, or nothing if the disk does not take it.
+
+    Raises:
+        OSError: nothing was appended.
+    """
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        before = os.fstat(descriptor).st_size
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(descriptor, data[written:])
+        except OSError:
+            os.ftruncate(descriptor, before)
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def sha256_of(file: Path) -> str:
     """The SHA-256 of a file's content, in hex digits."""
     with open(file, "rb") as opened:

@@ -220,9 +220,12 @@ class Failures:
                 self.bad_input = failure
             elif failure.final:
                 self.diagnosis = str(failure)
-            elif diagnosis := self._loops.look(failure, last_step(self._folder.metrics_file)):
-                self.diagnosis = diagnosis
+                break
             elif self._restarts_left > 0:
+                step = last_step(self._folder.metrics_file)
+                self.diagnosis = self._loops.look(failure, step)
+                if self.diagnosis is not None:
+                    break
                 self._restarts_left -= 1
                 self._display.note(
                     f"{failure}; restarting from step {_newest_step(self._folder)} "

@@ -6,10 +6,12 @@ not be written, damaged ones that were passed over, loss spikes.
 
 import json
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
+
+from distributed.files import append_whole
+from launch.run_folder import parse_record
 
 log = logging.getLogger(__name__)
 
@@ -20,11 +22,7 @@ def append_event(file: Path, kind: str, message: str, **details: Any) -> None:
     log.warning("%s: %s", kind, message)
     try:
         # One write of one line: lines of several processes do not mix.
-        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, json.dumps(event, allow_nan=False).encode() + b"\n")
-        finally:
-            os.close(descriptor)
+        append_whole(file, json.dumps(event, allow_nan=False).encode() + b"\n")
     except OSError as error:
         log.error("the event is not recorded: %s", error)
 
@@ -46,4 +44,5 @@ class EventTail:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self._at += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        events = map(parse_record, whole.splitlines())
+        return [event for event in events if event is not None and "message" in event]

@@ -25,7 +25,7 @@ MOMENTS = {
     "before-manifest": (2, 0),
     "before-rename": (2, 0),
     "after-rename": (2, 0),
-    "removing-old": (5, 0),
+    "removing-old": (3, 0),
     "reporting": (2, 1),
     "group-start": (1, 0),
 }
