@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from launch.packages import find_foreign_package
+from launch.submitting import submit
 
 if TYPE_CHECKING:
     from bert.corpora.progress import PrepareProgress
@@ -234,6 +235,9 @@ def export(
     typer.echo(
         f"{report.output} {verb} {report.checkpoint}: {report.parameters:,} weights, {sparsity}"
     )
+
+
+app.command()(submit)
 
 
 def _print_json(value: Any) -> None:

@@ -40,7 +40,10 @@ _WORDS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """safe_load that reads 5e-4 as a number, as YAML 1.2 does, and refuses a repeated key."""
+    """safe_load that refuses a repeated key and reads 5e-4 as a number, 24:00:00 as text.
+
+    The latter two as YAML 1.2 does; to YAML 1.1 they are text, and 86400.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -58,6 +61,10 @@ _Loader.add_implicit_resolver(
     re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
     list("-+.0123456789"),
 )
+for _first in "-+0123456789":
+    _Loader.yaml_implicit_resolvers[_first].insert(
+        0, ("tag:yaml.org,2002:str", re.compile(r"[-+]?\d+(?::[0-5]?\d)+(?:\.\d*)?$"))
+    )
 
 
 def load(path: Path, overrides: Sequence[str], root: type[Root]) -> Root:

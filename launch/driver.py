@@ -68,6 +68,7 @@ def _build_trainer(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_
         scaling_config=ScalingConfig(
             num_workers=config.launch.num_workers,
             use_gpu=use_gpu,
+            placement_strategy=config.launch.placement.upper(),
             resources_per_worker={
                 "CPU": config.launch.cpus_per_worker,
                 **({"GPU": 1} if use_gpu else {}),

@@ -42,7 +42,7 @@ def ray_cluster(launch: LaunchConfig, *, log_folder: Path) -> Iterator[None]:
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     address = launch.address or os.environ.get("RAY_ADDRESS") or "local"
     with tempfile.TemporaryDirectory(
-        prefix="sparsebert-", dir=_short_temporary_folder(), ignore_cleanup_errors=True
+        prefix="sparsebert-", dir=short_temporary_folder(), ignore_cleanup_errors=True
     ) as private:
         try:
             # Workers look for packages in the current folder of ray.init before all others: it must
@@ -123,7 +123,8 @@ def _quiet() -> dict[str, Any]:
     return {"log_to_driver": False, "logging_level": "ERROR"}
 
 
-def _short_temporary_folder() -> str:
+def short_temporary_folder() -> str:
+    """Where a folder of Ray's may be made: TMPDIR is often too long for its sockets."""
     usual = tempfile.gettempdir()
     return usual if len(usual) <= _LONGEST_TEMPORARY_FOLDER else "/tmp"
 

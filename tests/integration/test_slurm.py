@@ -1,0 +1,180 @@
+"""Real SLURM jobs over two nodes: signalled, queued again, ended, side by side on one node."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration import slurm_cluster, virtual_nodes
+from tests.integration.commands import ROOT, Command, checkpoints, last_step, metrics
+from tests.integration.conftest import STEPS, Start
+from tests.integration.slurm_cluster import Slurm
+from tests.integration.test_faults import assert_equal_runs
+from tests.integration.virtual_nodes import VirtualNodes, wait_until
+
+MISSING = virtual_nodes.why_not() or slurm_cluster.why_not()
+pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
+pytestmark += [pytest.mark.timeout(1200)]
+SCRIPT = ROOT / "launch" / "slurm" / "pretrain.sbatch"
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+
+@pytest.fixture(scope="module")
+def nodes(workspace: Path) -> Iterator[VirtualNodes]:
+    with virtual_nodes.virtual_nodes(2, workspace) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def slurm(nodes: VirtualNodes) -> Iterator[Slurm]:
+    with slurm_cluster.slurm_cluster(nodes) as made:
+        yield made
+
+
+def submit(slurm: Slurm, log: Path, *arguments: str | Path) -> str:
+    """Plain sbatch of the script that the project ships; the job's number."""
+    told = slurm.run("sbatch", "--parsable", f"--output={log}", *arguments)
+    return told.strip()
+
+
+def await_end(slurm: Slurm, job: str, log: Path) -> str:
+    """The job's exit code, as SLURM writes it: code:signal."""
+
+    def state() -> str:
+        return f"{slurm.job(job)}\n{log.read_text() if log.exists() else ''}\n{slurm.log()}"
+
+    wait_until(lambda: slurm.job(job)["JobState"] in OVER, f"job {job}", seconds=600, state=state)
+    return slurm.job(job)["ExitCode"]
+
+
+def await_step(slurm: Slurm, job: str, log: Path, run: Path, step: int) -> None:
+    def reached() -> bool:
+        assert slurm.job(job)["JobState"] not in OVER, log.read_text()
+        return last_step(run) >= step
+
+    wait_until(reached, f"step {step}", seconds=400, state=lambda: log.read_text())
+
+
+def assert_nothing_is_left(nodes: VirtualNodes, before: set[Path]) -> None:
+    """No process but SLURM's own on the nodes, no file of Ray's where it keeps them."""
+    for node in nodes.nodes:
+        wait_until(
+            lambda: all("slurm" in process for process in node.processes()),  # noqa: B023
+            f"nothing runs on {node.name}",
+            seconds=60,
+            state=lambda: "\n".join(node.processes()),  # noqa: B023
+        )
+    assert set(Path("/tmp").glob("sparsebert-*")) <= before
+
+
+def test_signalled_requeued_and_equal_to_a_run_that_was_not(
+    slurm: Slurm,
+    nodes: VirtualNodes,
+    reference: tuple[Command, Path],
+    config_file: Path,
+    workspace: Path,
+) -> None:
+    before = set(Path("/tmp").glob("sparsebert-*"))
+    run, log = workspace / "runs" / "slurm", workspace / "slurm.out"
+    options = ["--nodes=2", "--cpus-per-task=1", SCRIPT, config_file, "name=slurm"]
+    job = submit(slurm, log, *options, "launch.cpus_per_worker=1")
+    await_step(slurm, job, log, run, 3)
+    # What `--signal=B:USR1@300` of the script makes SLURM do before the time limit.
+    slurm.run("scancel", "--batch", "--signal=USR1", job)
+    wait_until(lambda: "is queued again" in log.read_text(), "requeue", state=log.read_text)
+    stopped_at = last_step(run)
+    assert 3 <= stopped_at < STEPS
+    assert max(checkpoints(run)) == stopped_at
+    assert await_end(slurm, job, log) == "0:0", log.read_text()
+    assert slurm.job(job)["Restarts"] == "1"
+    text = log.read_text()
+    assert f"job {job}, start 1, on n1, n2" in text
+    assert "SIGUSR1: stopping at the next step's end" in text
+    assert f"is stopped and saved at step {stopped_at} of {STEPS}" in text
+    assert f"job {job}, start 2, on n1, n2" in text
+    assert f"{run} is complete: {STEPS} steps" in text
+    assert_equal_runs(run, reference[1])
+    assert metrics(run)[-1]["sparsity/digest"] == metrics(reference[1])[-1]["sparsity/digest"]
+    # A worker on each node: Ray's own logs tell where they were.
+    for start in (1, 2):
+        logs = run / "slurm" / f"job-{job}-start-{start}"
+        assert {folder.name for folder in logs.iterdir()} == {"n1", "n2"}
+        text = "".join(file.read_text() for file in logs.rglob("ray-start.log"))
+        assert all(f"Local node IP: {node.address}" in text for node in nodes.nodes)
+    assert_nothing_is_left(nodes, before)
+
+
+def test_cancelled_and_continued_by_a_job_beside_another_on_the_same_node(
+    slurm: Slurm, nodes: VirtualNodes, config_file: Path, workspace: Path
+) -> None:
+    """Two seeds share the node n1, as members of a job array do; one is cancelled, one ends."""
+    before = set(Path("/tmp").glob("sparsebert-*"))
+    changes = ["launch.num_workers=1", "train.precision=fp32"]
+    place = ["--nodes=1", "--nodelist=n1", "--cpus-per-task=1", SCRIPT, config_file, *changes]
+    jobs: dict[str, tuple[str, Path, Path]] = {}
+    for name, more in {"seed-1": ["train.total_steps=100000"], "seed-2": []}.items():
+        log, run = workspace / f"{name}.out", workspace / "runs" / name
+        jobs[name] = submit(slurm, log, *place, f"name={name}", *more), log, run
+    for name in jobs:
+        await_step(slurm, *jobs[name], 1)
+    job, log, run = jobs["seed-1"]
+    slurm.run("scancel", job)
+    await_end(slurm, job, log)
+    assert slurm.job(job)["JobState"] == "CANCELLED"
+    assert "queued again" not in log.read_text()
+    other, other_log, other_run = jobs["seed-2"]
+    assert await_end(slurm, other, other_log) == "0:0", other_log.read_text()
+    assert last_step(other_run) == STEPS
+    assert_nothing_is_left(nodes, before)
+
+    job = submit(slurm, log, *place, "name=seed-1", "train.total_steps=100000")
+    at = max(checkpoints(run), default=0)
+    await_step(slurm, job, log, run, at + 3)
+    slurm.run("scancel", "--batch", "--signal=TERM", job)
+    assert await_end(slurm, job, log) == "75:0", log.read_text()
+    assert max(checkpoints(run)) == last_step(run) > at
+    assert_nothing_is_left(nodes, before)
+
+
+def test_the_exit_code_is_the_trainings(slurm: Slurm, config_file: Path, workspace: Path) -> None:
+    log = workspace / "refused.out"
+    changes = ["name=slurm-refused", "data.shards=/no/such/folder"]
+    job = submit(slurm, log, "--nodes=1", SCRIPT, config_file, *changes, "launch.num_workers=1")
+    assert await_end(slurm, job, log) == "2:0"
+    assert "/no/such/folder" in log.read_text()
+
+
+def test_submit_writes_a_script_that_the_time_limits_warning_stops(
+    slurm: Slurm, config_file: Path, workspace: Path, start: Start
+) -> None:
+    folder = workspace / "runs" / "submitted"
+    options = ["name=submitted", "slurm.nodes=2", "slurm.time=1:00:00", "slurm.partition=main"]
+    options += ["train.total_steps=100000", "launch.cpus_per_worker=1"]
+    refused = start("submit", "--slurm", config_file, *options, "slurm.nodes=3", env=slurm.env)
+    assert refused.wait() == 2
+    assert refused.err.startswith("error: slurm.nodes is 3 and launch.num_workers is 2: ")
+
+    printed = start("submit", "--slurm", "--print", config_file, *options, env=slurm.env)
+    assert printed.wait() == 0, printed.err
+    asked = ["--nodes=2", "--cpus-per-task=1", "--time=1:00:00", "--partition=main", "--requeue"]
+    for option in [*asked, "--signal=B:USR1@300"]:
+        assert f"#SBATCH {option}\n" in printed.out
+    assert not folder.exists()
+
+    submitted = start("submit", "--slurm", config_file, *options, env=slurm.env)
+    assert submitted.wait() == 0, submitted.err
+    script = folder / "slurm" / "job.sbatch"
+    job = submitted.out.split()[1]
+    assert submitted.out.splitlines()[0] == f"job {job} is submitted: {script}"
+    assert script.read_text() == printed.out
+    log = folder / "slurm" / f"{job}.out"
+    await_step(slurm, job, log, folder, 1)
+    # Less than the warning's 300 seconds are left now: SLURM gives it by itself.
+    hours, minutes, _ = slurm.job(job)["RunTime"].split(":")
+    limit = 60 * int(hours) + int(minutes) + 4
+    slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
+    wait_until(lambda: "is queued again" in log.read_text(), "requeue", state=log.read_text)
+    assert "SIGUSR1: stopping at the next step's end" in log.read_text()
+    assert max(checkpoints(folder)) == last_step(folder)
+    slurm.run("scancel", job)
+    await_end(slurm, job, log)
