@@ -23,6 +23,7 @@ from launch.ray_cluster import check_resources, ray_cluster
 from launch.ray_events import Failure, FailureTail, build_callback
 from launch.run_folder import RunFolder, run_folder_of
 from launch.run_setup import RunPlan, begin_run, check_run
+from launch.shared_storage import check_shared_storage
 from launch.stopping import report_end, signals_request_stop
 
 
@@ -47,6 +48,7 @@ def pretrain(config: PretrainConfig, *, local: bool = False) -> int:
     logs = attempt / "logs"
     with ray_cluster(config.launch, log_folder=logs):
         use_gpu = check_resources(config.launch)
+        check_shared_storage(config, use_gpu=use_gpu)
         begin_run(config, plan)
         logs.mkdir(parents=True)
         trainer = _build_trainer(config, plan, attempt, use_gpu=use_gpu)

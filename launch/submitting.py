@@ -18,24 +18,39 @@ def submit(
     print_only: Annotated[
         bool, typer.Option("--print", help="With --slurm: print the job script, submit nothing.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Submit to the Ray cluster with this dashboard."),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="With --ray: do not follow the job.")
+    ] = False,
 ) -> None:
     """Pretrain as a job of a cluster.
 
-    Paths of CONFIG mean there what they mean here, as on storage that all nodes share. A job is
-    submitted again with the same command, and continues from the newest checkpoint.
+    Paths of CONFIG mean there what they mean here, as on storage that all nodes share. The same
+    command continues a run that was stopped, from its newest checkpoint. With --ray it follows the
+    job and leaves with its exit code; Ctrl-C saves and stops the job.
 
     \b
     Examples:
       sparsebert submit --slurm configs/demo_general.yaml slurm.nodes=2 slurm.time=24:00:00
       sparsebert submit --slurm configs/demo_general.yaml --print
+      sparsebert submit --ray http://head:8265 configs/demo_general.yaml
     """  # noqa: D301 (\b keeps the lines below it apart)
     from distributed.errors import BadInput
 
-    if not slurm:
-        raise BadInput("submit needs to know where to: give --slurm")
+    if slurm == (ray is not None):
+        raise BadInput("submit needs to know where to: give either --slurm or --ray ADDRESS")
+    if (print_only and not slurm) or (detach and slurm):
+        raise BadInput("--print belongs to --slurm, and --detach to --ray: leave it out")
     from launch.configuration import load_config, resolve_paths
 
     resolved = resolve_paths(load_config(config, overrides or []))
+    if ray is not None:
+        from launch.ray_job import submit_to_ray
+
+        raise typer.Exit(submit_to_ray(resolved, address=ray, detach=detach))
 
     from launch.slurm.script import submit_to_slurm
 

@@ -98,7 +98,12 @@ def _options(*, own_address: str, head: str | None, folder: Path) -> list[str]:
     else:
         options["address"] = head
     chosen = [f"--{name}={value}" for name, value in options.items()]
-    return [*chosen, "--disable-usage-stats", *(["--head"] if head is None else [])]
+    return [
+        *chosen,
+        "--disable-usage-stats",
+        "--log-color=false",
+        *(["--head"] if head is None else []),
+    ]
 
 
 def _environment(own_address: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.ray_cluster import short_temporary_folder
 from tests.integration import slurm_cluster, virtual_nodes
 from tests.integration.commands import ROOT, Command, checkpoints, last_step, metrics
 from tests.integration.conftest import STEPS, Start
@@ -55,6 +56,10 @@ def await_step(slurm: Slurm, job: str, log: Path, run: Path, step: int) -> None:
     wait_until(reached, f"step {step}", seconds=400, state=lambda: log.read_text())
 
 
+def ray_folders() -> set[Path]:
+    return set(Path(short_temporary_folder()).glob("sparsebert-*"))
+
+
 def assert_nothing_is_left(nodes: VirtualNodes, before: set[Path]) -> None:
     """No process but SLURM's own on the nodes, no file of Ray's where it keeps them."""
     for node in nodes.nodes:
@@ -64,7 +69,7 @@ def assert_nothing_is_left(nodes: VirtualNodes, before: set[Path]) -> None:
             seconds=60,
             state=lambda: "\n".join(node.processes()),  # noqa: B023
         )
-    assert set(Path("/tmp").glob("sparsebert-*")) <= before
+    assert ray_folders() <= before
 
 
 def test_signalled_requeued_and_equal_to_a_run_that_was_not(
@@ -74,7 +79,7 @@ def test_signalled_requeued_and_equal_to_a_run_that_was_not(
     config_file: Path,
     workspace: Path,
 ) -> None:
-    before = set(Path("/tmp").glob("sparsebert-*"))
+    before = ray_folders()
     run, log = workspace / "runs" / "slurm", workspace / "slurm.out"
     options = ["--nodes=2", "--cpus-per-task=1", SCRIPT, config_file, "name=slurm"]
     job = submit(slurm, log, *options, "launch.cpus_per_worker=1")
@@ -108,7 +113,7 @@ def test_cancelled_and_continued_by_a_job_beside_another_on_the_same_node(
     slurm: Slurm, nodes: VirtualNodes, config_file: Path, workspace: Path
 ) -> None:
     """Two seeds share the node n1, as members of a job array do; one is cancelled, one ends."""
-    before = set(Path("/tmp").glob("sparsebert-*"))
+    before = ray_folders()
     changes = ["launch.num_workers=1", "train.precision=fp32"]
     place = ["--nodes=1", "--nodelist=n1", "--cpus-per-task=1", SCRIPT, config_file, *changes]
     jobs: dict[str, tuple[str, Path, Path]] = {}

@@ -18,8 +18,6 @@ from typing import Any
 
 import psutil
 
-from tests.integration.commands import ROOT
-
 # The node's first process: its end is the end of all the others, as when the power fails. Its own
 # name means 127.0.1.1, as Debian has it, and the other nodes have none: worse than most clusters.
 _INIT = """
@@ -61,7 +59,7 @@ class VirtualNode:
     def inside(self, program: Sequence[str | Path]) -> list[str]:
         """The command that runs `program` on this node."""
         enter = ["nsenter", f"--target={self.pid}", "--net", "--mount", "--uts", "--ipc", "--pid"]
-        return [*enter, f"--wd={ROOT}", *map(str, program)]
+        return [*enter, "--wd=/", *map(str, program)]
 
     def run(self, *program: str | Path, **options: Any) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
