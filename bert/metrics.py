@@ -12,18 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
+from bert.board import DENSITIES, Board
 from distributed.collectives import all_reduce_sum
 from distributed.topology import Topology
 from sparsity.controller import SparsityController
 
 # Dense bf16 matrix peak, FLOP/s, from the vendors' data sheets.
 _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
-_DENSITIES = "sparsity/densities"
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,10 @@ class Metrics:
         self._steps, self._tokens, self._seconds = 0, 0, 0.0
         self._logged_update = -1
         self._step_started = 0.0
-        self._board: SummaryWriter | None = None
+        self._board: Board | None = None
         self._jsonl = files.jsonl
         if topology.is_first:
-            self._board = SummaryWriter(str(files.tensorboard), purge_step=start_step + 1)
-            self._board.add_text("configuration", f"```yaml\n{config_text}\n```", start_step + 1)
+            self._board = Board(files.tensorboard, start_step=start_step, config_text=config_text)
 
     @property
     def has_record(self) -> bool:
@@ -105,12 +101,12 @@ class Metrics:
             self._record.update(sparsity.metrics())
             if sparsity.state.last_update_step != self._logged_update:
                 self._logged_update = sparsity.state.last_update_step
-                self._record[_DENSITIES] = sparsity.densities()
+                self._record[DENSITIES] = sparsity.densities()
         self.latest = {"step": step, **self._record}
         if self._board is not None:
             with open(self._jsonl, "a") as out:
                 out.write(json.dumps(self.latest) + "\n")
-            self._write_board(self._board, step)
+            self._board.write(self.latest, step)
         self._sums, self._record = {}, {}
         self._steps, self._tokens, self._seconds = 0, 0, 0.0
 
@@ -130,36 +126,6 @@ class Metrics:
                 achieved = per_second * self._flops_per_token / self._topology.world_size
                 figures["throughput/model_flops_utilisation"] = achieved / peak
         return figures
-
-    def _write_board(self, board: SummaryWriter, step: int) -> None:
-        for name, value in self.latest.items():
-            if isinstance(value, int | float) and name != "step":
-                board.add_scalar(name, value, step)
-        densities = self.latest.get(_DENSITIES)
-        if densities:
-            for name, density in densities.items():
-                board.add_scalar(f"density/{name}", density, step)
-            image = render_densities(list(densities.values()))
-            board.add_image("sparsity/density_by_layer", image, step, dataformats="HWC")
-            digest = (
-                f"{self.latest['sparsity/digest']} at sparsity {self.latest['sparsity/actual']:.4f}"
-            )
-            board.add_text("mask digest", digest, step)
-        board.flush()
-
-
-def render_densities(
-    densities: list[float], *, per_layer: int = 6, cell: int = 24
-) -> npt.NDArray[np.uint8]:
-    """A heat map, uint8 [height, width, 3]: one row a layer, one column a matrix of it.
-
-    White keeps all weights of the matrix, dark blue none.
-    """
-    columns = per_layer if len(densities) % per_layer == 0 else len(densities)
-    grid = np.array(densities).reshape(-1, columns)
-    dark, light = np.array([8, 29, 88]), np.array([255, 255, 255])
-    colours = np.round(dark + grid[..., None] * (light - dark)).astype(np.uint8)
-    return np.repeat(np.repeat(colours, cell, axis=0), cell, axis=1)
 
 
 def _peak_memory_bytes(device: torch.device) -> float:

@@ -15,6 +15,7 @@ import typer
 
 from launch.packages import find_foreign_package
 from launch.submitting import submit
+from launch.tensorboard import tensorboard
 
 if TYPE_CHECKING:
     from bert.corpora.progress import PrepareProgress
@@ -238,6 +239,7 @@ def export(
 
 
 app.command()(submit)
+app.command()(tensorboard)
 
 
 def _print_json(value: Any) -> None:
