@@ -57,6 +57,9 @@ class StopRequest:
 def run_job(arguments: list[str]) -> int:
     """Train within this job; the exit code."""
     request = StopRequest()
+    # As in sbatch's own options: name=seed-%a makes each member of a job array a run of its own.
+    index = os.environ.get("SLURM_ARRAY_TASK_ID", "%a")
+    arguments = [argument.replace("%a", index) for argument in arguments]
     config_file, *overrides = arguments
     folder = run_folder_of(resolve_paths(load_config(config_file, overrides)))
     job = SlurmJob.from_environment()

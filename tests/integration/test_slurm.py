@@ -109,35 +109,31 @@ def test_signalled_requeued_and_equal_to_a_run_that_was_not(
     assert_nothing_is_left(nodes, before)
 
 
-def test_cancelled_and_continued_by_a_job_beside_another_on_the_same_node(
+def test_a_job_array_of_two_seeds_on_one_node(
     slurm: Slurm, nodes: VirtualNodes, config_file: Path, workspace: Path
 ) -> None:
-    """Two seeds share the node n1, as members of a job array do; one is cancelled, one ends."""
+    """Side by side they train; one is cancelled, which the other does not notice."""
     before = ray_folders()
-    changes = ["launch.num_workers=1", "train.precision=fp32"]
-    place = ["--nodes=1", "--nodelist=n1", "--cpus-per-task=1", SCRIPT, config_file, *changes]
-    jobs: dict[str, tuple[str, Path, Path]] = {}
-    for name, more in {"seed-1": ["train.total_steps=100000"], "seed-2": []}.items():
-        log, run = workspace / f"{name}.out", workspace / "runs" / name
-        jobs[name] = submit(slurm, log, *place, f"name={name}", *more), log, run
-    for name in jobs:
-        await_step(slurm, *jobs[name], 1)
-    job, log, run = jobs["seed-1"]
-    slurm.run("scancel", job)
-    await_end(slurm, job, log)
-    assert slurm.job(job)["JobState"] == "CANCELLED"
-    assert "queued again" not in log.read_text()
-    other, other_log, other_run = jobs["seed-2"]
-    assert await_end(slurm, other, other_log) == "0:0", other_log.read_text()
-    assert last_step(other_run) == STEPS
-    assert_nothing_is_left(nodes, before)
+    changes = ["seed=%a", "name=seed-%a", "launch.num_workers=1", "train.total_steps=100000"]
+    changes += ["train.precision=fp32", "launch.cpus_per_worker=1"]
+    place = ["--array=1-2", "--nodes=1", "--nodelist=n1", "--cpus-per-task=1"]
+    array = submit(slurm, workspace / "seed-%a.out", *place, SCRIPT, config_file, *changes)
+    first, second = (f"{array}_{index}" for index in (1, 2))
+    logs = [workspace / f"seed-{index}.out" for index in (1, 2)]
+    runs = [workspace / "runs" / f"seed-{index}" for index in (1, 2)]
+    await_step(slurm, first, logs[0], runs[0], 1)
+    await_step(slurm, second, logs[1], runs[1], 1)
+    slurm.run("scancel", first)
+    await_end(slurm, first, logs[0])
+    assert slurm.job(first)["JobState"] == "CANCELLED"
+    assert "queued again" not in logs[0].read_text()
 
-    job = submit(slurm, log, *place, "name=seed-1", "train.total_steps=100000")
-    at = max(checkpoints(run), default=0)
-    await_step(slurm, job, log, run, at + 3)
-    slurm.run("scancel", "--batch", "--signal=TERM", job)
-    assert await_end(slurm, job, log) == "75:0", log.read_text()
-    assert max(checkpoints(run)) == last_step(run) > at
+    await_step(slurm, second, logs[1], runs[1], last_step(runs[1]) + 3)
+    slurm.run("scancel", "--batch", "--signal=TERM", second)
+    assert await_end(slurm, second, logs[1]) == "75:0", logs[1].read_text()
+    assert max(checkpoints(runs[1])) == last_step(runs[1])
+    losses = [metrics(run)[0]["train/mlm_loss"] for run in runs]
+    assert losses[0] != losses[1]  # two seeds
     assert_nothing_is_left(nodes, before)
 
 
