@@ -51,17 +51,22 @@ _CELL_PIXELS, _ROW_LABEL_PIXELS, _COLUMN_LABEL_PIXELS = 48, 64, 16
 class Board:
     """Writes one process's records to TensorBoard."""
 
-    def __init__(self, folder: Path, *, start_step: int, config_text: str) -> None:
+    def __init__(
+        self, folder: Path, *, start_step: int, config_text: str, digests: Mapping[str, str | None]
+    ) -> None:
         """Open the log and write what does not change.
 
         Args:
             folder: holds one event file a start; TensorBoard reads them as one.
             start_step: finished steps: what an earlier start logged beyond them is discarded.
             config_text: the resolved configuration, YAML.
+            digests: what the run was made from, by name; None where there is none.
         """
         first_step = start_step + 1
         self._writer = SummaryWriter(str(folder), purge_step=first_step)
         self._writer.add_text("configuration", f"```yaml\n{config_text}\n```", first_step)
+        table = [f"| {name} | {digest or 'none'} |" for name, digest in digests.items()]
+        self._writer.add_text("digests", "\n".join(["| of | |", "|---|---|", *table]), first_step)
         self._writer.add_custom_scalars(
             {
                 heading: {title: ["Multiline", tags] for title, tags in charts.items()}

@@ -42,6 +42,7 @@ class Metrics:
         start_step: int,
         flops_per_token: float,
         config_text: str,
+        digests: Mapping[str, str | None],
     ) -> None:
         """Open the log.
 
@@ -51,6 +52,7 @@ class Metrics:
             start_step: finished steps; TensorBoard discards what a dead attempt logged beyond.
             flops_per_token: forward and backward, for the utilisation figure.
             config_text: the resolved configuration, shown in TensorBoard.
+            digests: of what the run was made from, by name, shown there too.
         """
         self.latest: dict[str, Any] = {}
         self._topology = topology
@@ -63,7 +65,9 @@ class Metrics:
         self._board: Board | None = None
         self._jsonl = files.jsonl
         if topology.is_first:
-            self._board = Board(files.tensorboard, start_step=start_step, config_text=config_text)
+            self._board = Board(
+                files.tensorboard, start_step=start_step, config_text=config_text, digests=digests
+            )
 
     @property
     def has_record(self) -> bool:

@@ -122,6 +122,11 @@ def run_pretraining(
             mlm_probability=config.data.mlm_probability,
         ),
         config_text=dump_yaml(config),
+        digests={
+            "data": identity["data"]["fingerprint"],
+            "vocabulary": identity["model"]["vocab_sha256"],
+            "first weights": identity["model"]["init_fingerprint"],
+        },
     )
 
     def save(state: TrainState) -> None:

@@ -42,6 +42,7 @@ def metrics_in(folder: Path, *, start_step: int = 0, rank: int = 0) -> Metrics:
         start_step=start_step,
         flops_per_token=1e6,
         config_text="name: a run\nseed: 1\n",
+        digests={"data": "0123", "first weights": None},
     )
 
 
@@ -216,6 +217,8 @@ def test_events_are_readable(tmp_path: Path) -> None:
     assert "step" not in events.Tags()["scalars"]
     (text,) = events.Tensors("configuration/text_summary")
     assert "name: a run" in text.tensor_proto.string_val[0].decode()
+    (text,) = events.Tensors("digests/text_summary")
+    assert "| data | 0123 |\n| first weights | none |" in text.tensor_proto.string_val[0].decode()
 
 
 @pytest.mark.parametrize("closed", [True, False])

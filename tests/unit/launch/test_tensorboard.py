@@ -26,7 +26,8 @@ def write_run(run: Path, starts: list[tuple[int, int]]) -> None:
     for number, (first, last) in enumerate(starts):
         if number:
             time.sleep(1 - time.time() % 1)  # files are ordered by the second of their start
-        board = Board(run / "tensorboard", start_step=first - 1, config_text="name: x\nseed: 1\n")
+        text = "name: x\nseed: 1\n"
+        board = Board(run / "tensorboard", start_step=first - 1, config_text=text, digests={})
         for step in range(first, last + 1):
             board.write({"step": step, "train/mlm_loss": 100 * number + step}, step)
 
