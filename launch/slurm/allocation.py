@@ -12,16 +12,12 @@ from pathlib import Path
 from typing import Self
 
 from distributed.errors import BadInput
-from launch.slurm.node import RayNode, find_own_address, ray_node
+from launch.slurm.node import RayLost, find_own_address, ray_node
 
 # Importing Ray from a file system that a hundred nodes read at once takes long.
 _START_SECONDS = 300.0
 _END_SECONDS = 60.0
 _POLL_SECONDS = 0.2
-
-
-class RayLost(RuntimeError):
-    """Ray did not start on a node, or ended there before training did."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +100,11 @@ def ray_on_all_nodes(
     os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
     os.environ.pop("RAY_ADDRESS", None)
     own_address = job.find_own_address()
-    with ray_node(own_address=own_address, head=None, log_folder=logs / job.node) as head:
-        address = _await_head(head, logs / job.node, interrupted)
+    with ray_node(
+        own_address=own_address, head=None, log_folder=logs / job.node, interrupted=interrupted
+    ) as head:
+        address = head.address
+        assert address is not None
         with _ray_on_other_nodes(job, address, logs) as others:
 
             def find_loss() -> str | None:
@@ -152,17 +151,6 @@ def _ray_on_other_nodes(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _await_head(head: RayNode, log_folder: Path, interrupted: Callable[[], bool]) -> str:
-    deadline = time.monotonic() + _START_SECONDS
-    while (address := head.address) is None:
-        if interrupted():
-            raise InterruptedError
-        if head.has_ended() or time.monotonic() > deadline:
-            raise RayLost(f"Ray's head does not start: see {log_folder}/ray-start.log")
-        time.sleep(_POLL_SECONDS)
-    return address
 
 
 def _await_nodes(

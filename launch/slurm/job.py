@@ -21,7 +21,8 @@ from distributed.checkpoint import find_newest
 from distributed.errors import BadInput
 from launch.configuration import load_config, resolve_paths
 from launch.run_folder import RunFolder, run_folder_of
-from launch.slurm.allocation import Cluster, RayLost, SlurmJob, ray_on_all_nodes, say
+from launch.slurm.allocation import Cluster, SlurmJob, ray_on_all_nodes, say
+from launch.slurm.node import RayLost
 from launch.stopping import STOPPED_EXIT_CODE
 
 _POLL_SECONDS = 0.2

@@ -16,31 +16,38 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
 from launch.ray_cluster import short_temporary_folder
 
-_END_SECONDS = 20.0
+_START_ATTEMPTS = 3
+_END_SECONDS = 40.0  # Ray drains a node for up to 30 before it ends
+_POLL_SECONDS = 0.2
 _OBJECT_STORE_BYTES = 200_000_000
 
 
+class RayLost(RuntimeError):
+    """Ray did not start on a node, or ended there before training did."""
+
+
+@dataclass(frozen=True)
 class RayNode:
     """The Ray processes of one node."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", folder: Path) -> None:
-        self.process = process
-        self._folder = folder
+    process: "subprocess.Popen[bytes]"
+    folder: Path
 
     @property
     def address(self) -> str | None:
         """HOST:PORT of the cluster; None while it starts."""
         try:
-            return (self._folder / "ray_current_cluster").read_text().strip() or None
+            return (self.folder / "ray_current_cluster").read_text().strip() or None
         except FileNotFoundError:
             return None
 
@@ -50,18 +57,42 @@ class RayNode:
 
 
 @contextmanager
-def ray_node(*, own_address: str, head: str | None, log_folder: Path) -> Iterator[RayNode]:
+def ray_node(
+    *, own_address: str, head: str | None, log_folder: Path, interrupted: Callable[[], bool]
+) -> Iterator[RayNode]:
     """Ray on this node while inside; afterwards its logs are in `log_folder`.
 
     Args:
         own_address: the IP address by which the other nodes reach this one.
         head: HOST:PORT of the cluster to join; None starts one.
         log_folder: on storage that outlives the job.
+        interrupted: asked while Ray starts.
+
+    Raises:
+        RayLost: it does not start.
+        InterruptedError: while it started, `interrupted` became true.
     """
+    # Ray gives its own agents 15 seconds to import what they need, hard-coded, and dies of a slow
+    # file system: https://github.com/ray-project/ray/issues/65983.
+    for attempt in range(1, _START_ATTEMPTS + 1):
+        with _ray_processes(own_address=own_address, head=head, log_folder=log_folder) as node:
+            while node.address is None and not node.has_ended():
+                if interrupted():
+                    raise InterruptedError
+                time.sleep(_POLL_SECONDS)
+            if node.address is not None:
+                yield node
+                return
+        print(f"Ray did not start at {own_address}, attempt {attempt}", flush=True)
+    raise RayLost(f"Ray does not start at {own_address}: its logs are in {log_folder}")
+
+
+@contextmanager
+def _ray_processes(*, own_address: str, head: str | None, log_folder: Path) -> Iterator[RayNode]:
     log_folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="sparsebert-", dir=short_temporary_folder()))
     try:
-        with open(log_folder / "ray-start.log", "wb") as log:
+        with open(log_folder / "ray-start.log", "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
                 + _options(own_address=own_address, head=head, folder=folder),
@@ -162,30 +193,30 @@ def main() -> int:
     """Hold Ray on this node until the input ends; the exit code."""
     head, logs = sys.argv[1:]
     over = threading.Event()
-    asked = threading.Event()
-
-    def ask(*_: int | FrameType | None) -> None:
-        asked.set()
-        over.set()
-
-    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
 
     def read_input() -> None:
         while os.read(0, 4096):
             pass
-        ask()
+        over.set()
 
     threading.Thread(target=read_input, name="input", daemon=True).start()
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    own_address = find_own_address(head.rpartition(":")[0].strip("[]"))
-    with ray_node(own_address=own_address, head=head, log_folder=Path(logs) / name) as node:
-        while not over.wait(0.2):
-            if node.has_ended():
-                break
-    if asked.is_set():
-        return 0
-    print(f"Ray on {name} ({own_address}) ended: its logs are in {logs}/{name}", flush=True)
-    return 1
+    own = find_own_address(head.rpartition(":")[0].strip("[]"))
+    log_folder = Path(logs) / name
+    try:
+        with ray_node(
+            own_address=own, head=head, log_folder=log_folder, interrupted=over.is_set
+        ) as node:
+            while not over.wait(_POLL_SECONDS):
+                if node.has_ended():
+                    raise RayLost(f"Ray ended at {own}: its logs are in {log_folder}")
+    except InterruptedError:
+        pass
+    except RayLost as lost:
+        print(lost, flush=True)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

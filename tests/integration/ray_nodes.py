@@ -42,47 +42,54 @@ def ray_nodes(nodes: VirtualNodes) -> Iterator[RayNodes]:
     env["GLOO_SOCKET_IFNAME"] = "eth0"  # as docs/ray.md advises where names resolve to 127.0.1.1
     del env["PYTHONPATH"]
     head, *others = nodes.nodes
-    started: list[subprocess.Popen[bytes]] = []
+    started: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(node: VirtualNode, *options: str) -> None:
-        _hide_project(node)
         common = [f"--node-ip-address={node.address}", f"--temp-dir={folder / node.name}"]
         common += ["--num-gpus=0", "--object-store-memory=100000000", "--disable-usage-stats"]
         program = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
-        (folder / node.name).mkdir()
-        with open(folder / f"{node.name}.log", "wb") as log:
-            started.append(
-                subprocess.Popen(
-                    node.inside([*program, *common, *options]),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=env,
-                )
+        (folder / node.name).mkdir(exist_ok=True)
+        with open(folder / f"{node.name}.log", "ab") as log:
+            started[node.name] = subprocess.Popen(
+                node.inside([*program, *common, *options]),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=env,
             )
 
-    def is_up(node: VirtualNode) -> bool:
-        return "Ray runtime started" in (folder / f"{node.name}.log").read_text()
+    def await_start(node: VirtualNode, *options: str) -> None:
+        def is_up() -> bool:
+            # On a busy machine Ray gives up on its own agents; a person would try again.
+            if started[node.name].poll() is not None:
+                start(node, *options)
+            return "Ray runtime started" in (folder / f"{node.name}.log").read_text()
+
+        wait_until(is_up, f"Ray on {node.name}", state=logs)
 
     def logs() -> str:
         return "\n".join(file.read_text() for file in sorted(folder.glob("*.log")))
 
     try:
-        dashboard = [f"--dashboard-host={head.address}", f"--dashboard-port={_DASHBOARD_PORT}"]
-        start(head, "--head", f"--port={_PORT}", "--num-cpus=0", *dashboard)
-        wait_until(lambda: is_up(head), "Ray's head", state=logs)
+        for node in nodes.nodes:
+            _hide_project(node)
+        as_head = ["--head", f"--port={_PORT}", "--num-cpus=0"]
+        as_head += [f"--dashboard-host={head.address}", f"--dashboard-port={_DASHBOARD_PORT}"]
+        start(head, *as_head)
+        await_start(head, *as_head)
+        as_worker = [f"--address={head.address}:{_PORT}", "--num-cpus=1"]
         for node in others:
-            start(node, f"--address={head.address}:{_PORT}", "--num-cpus=1")
+            start(node, *as_worker)
         for node in others:
-            wait_until(lambda: is_up(node), f"Ray on {node.name}", state=logs)  # noqa: B023
+            await_start(node, *as_worker)
         url = f"http://{head.address}:{_DASHBOARD_PORT}"
         yield RayNodes(env, f"{head.address}:{_PORT}", url, folder / head.name)
     finally:
-        for process in started:
+        for process in started.values():
             process.kill()
         for node in nodes.nodes:
             node.cut_power()
-        for process in started:
+        for process in started.values():
             process.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
 
