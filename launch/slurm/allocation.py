@@ -62,7 +62,11 @@ class SlurmJob:
         other = self.others[-1]
         described = _scontrol("show", "node", other, "--oneliner").split()
         addresses = [field.partition("=")[2] for field in described if field[:9] == "NodeAddr="]
-        return find_own_address(addresses[0] if addresses else other)
+        address = addresses[0] if addresses else other
+        try:
+            return find_own_address(address)
+        except OSError as error:
+            raise RayLost(f"there is no way from {self.node} to {address} ({error})") from error
 
     def requeue(self) -> bool:
         """Queue the job again; whether SLURM does."""
