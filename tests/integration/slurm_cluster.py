@@ -63,8 +63,8 @@ class Slurm:
 
     @property
     def env(self) -> dict[str, str]:
-        """Of a user at the login node."""
-        return environment(SLURM_CONF=str(self.folder / "slurm.conf"))
+        """Of a user at the login node, whose jobs keep their files here."""
+        return environment(SLURM_CONF=str(self.folder / "slurm.conf"), TMPDIR=str(self.folder))
 
     def run(self, *command: str | Path) -> str:
         done = subprocess.run(
@@ -93,7 +93,8 @@ class Slurm:
 def slurm_cluster(nodes: VirtualNodes, *, cpus: int = 2) -> Iterator[Slurm]:
     """SLURM with a partition `main` of all `nodes` while inside."""
     # Not below pytest's folder, which is closed to others: munge asks for an open way.
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    # Its name is short, for Ray's sockets in it.
+    folder = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
     slurm = Slurm(folder)
     try:
         _configure(folder, nodes, cpus=cpus)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from launch.ray_cluster import short_temporary_folder
 from tests.integration import slurm_cluster, virtual_nodes
 from tests.integration.commands import ROOT, Command, checkpoints, last_step, metrics
 from tests.integration.conftest import STEPS, Start
@@ -56,11 +55,7 @@ def await_step(slurm: Slurm, job: str, log: Path, run: Path, step: int) -> None:
     wait_until(reached, f"step {step}", seconds=400, state=lambda: log.read_text())
 
 
-def ray_folders() -> set[Path]:
-    return set(Path(short_temporary_folder()).glob("sparsebert-*"))
-
-
-def assert_nothing_is_left(nodes: VirtualNodes, before: set[Path]) -> None:
+def assert_nothing_is_left(slurm: Slurm, nodes: VirtualNodes) -> None:
     """No process but SLURM's own on the nodes, no file of Ray's where it keeps them."""
     for node in nodes.nodes:
         wait_until(
@@ -69,7 +64,7 @@ def assert_nothing_is_left(nodes: VirtualNodes, before: set[Path]) -> None:
             seconds=60,
             state=lambda: "\n".join(node.processes()),  # noqa: B023
         )
-    assert ray_folders() <= before
+    assert not list(slurm.folder.glob("sparsebert-*"))
 
 
 def test_signalled_requeued_and_equal_to_a_run_that_was_not(
@@ -79,11 +74,11 @@ def test_signalled_requeued_and_equal_to_a_run_that_was_not(
     config_file: Path,
     workspace: Path,
 ) -> None:
-    before = ray_folders()
     run, log = workspace / "runs" / "slurm", workspace / "slurm.out"
     options = ["--nodes=2", "--cpus-per-task=1", SCRIPT, config_file, "name=slurm"]
     job = submit(slurm, log, *options, "launch.cpus_per_worker=1")
     await_step(slurm, job, log, run, 3)
+    assert list(slurm.folder.glob("sparsebert-*"))
     # What `--signal=B:USR1@300` of the script makes SLURM do before the time limit.
     slurm.run("scancel", "--batch", "--signal=USR1", job)
     wait_until(lambda: "is queued again" in log.read_text(), "requeue", state=log.read_text)
@@ -106,14 +101,13 @@ def test_signalled_requeued_and_equal_to_a_run_that_was_not(
         assert {folder.name for folder in logs.iterdir()} == {"n1", "n2"}
         text = "".join(file.read_text() for file in logs.rglob("ray-start.log"))
         assert all(f"Local node IP: {node.address}" in text for node in nodes.nodes)
-    assert_nothing_is_left(nodes, before)
+    assert_nothing_is_left(slurm, nodes)
 
 
 def test_a_job_array_of_two_seeds_on_one_node(
     slurm: Slurm, nodes: VirtualNodes, config_file: Path, workspace: Path
 ) -> None:
     """Side by side they train; one is cancelled, which the other does not notice."""
-    before = ray_folders()
     changes = ["seed=%a", "name=seed-%a", "launch.num_workers=1", "train.total_steps=100000"]
     changes += ["train.precision=fp32", "launch.cpus_per_worker=1"]
     place = ["--array=1-2", "--nodes=1", "--nodelist=n1", "--cpus-per-task=1"]
@@ -134,7 +128,7 @@ def test_a_job_array_of_two_seeds_on_one_node(
     assert max(checkpoints(runs[1])) == last_step(runs[1])
     losses = [metrics(run)[0]["train/mlm_loss"] for run in runs]
     assert losses[0] != losses[1]  # two seeds
-    assert_nothing_is_left(nodes, before)
+    assert_nothing_is_left(slurm, nodes)
 
 
 def test_the_exit_code_is_the_trainings(slurm: Slurm, config_file: Path, workspace: Path) -> None:
