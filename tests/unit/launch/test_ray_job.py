@@ -1,4 +1,4 @@
-"""What a job brings along, and its log over connections that break; tests/integration has the rest."""
+"""What a job brings along, and its log over connections that break."""
 
 import asyncio
 from collections.abc import AsyncIterator
