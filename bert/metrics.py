@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
+from bert.board import DENSITIES, Board
 from distributed.collectives import all_reduce_sum
 from distributed.files import append_whole
 from distributed.topology import Topology
@@ -29,7 +27,6 @@ log = logging.getLogger(__name__)
 
 # Dense bf16 matrix peak, FLOP/s, from the vendors' data sheets.
 _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
-_DENSITIES = "sparsity/densities"
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,7 @@ class Metrics:
         start_step: int,
         flops_per_token: float,
         config_text: str,
+        digests: Mapping[str, str | None],
         on_record: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
         """Open the log.
@@ -61,6 +59,7 @@ class Metrics:
             start_step: finished steps; TensorBoard discards what a dead attempt logged beyond.
             flops_per_token: forward and backward, for the utilisation figure.
             config_text: the resolved configuration, shown in TensorBoard.
+            digests: of what the run was made from, by name, shown there too.
             on_record: called with each record, on the rank that writes it, before it does.
         """
         self.latest: dict[str, Any] = {}
@@ -73,12 +72,13 @@ class Metrics:
         self._steps, self._tokens, self._seconds = 0, 0, 0.0
         self._logged_update = -1
         self._step_started = 0.0
-        self._board: SummaryWriter | None = None
+        self._board: Board | None = None
         self._jsonl = files.jsonl
         self._on_record = on_record
         if topology.is_first:
-            self._board = SummaryWriter(str(files.tensorboard), purge_step=start_step + 1)
-            self._board.add_text("configuration", f"```yaml\n{config_text}\n```", start_step + 1)
+            self._board = Board(
+                files.tensorboard, start_step=start_step, config_text=config_text, digests=digests
+            )
 
     @property
     def has_record(self) -> bool:
@@ -121,7 +121,7 @@ class Metrics:
             self._record.update(sparsity.metrics())
             if sparsity.state.last_update_step != self._logged_update:
                 self._logged_update = sparsity.state.last_update_step
-                self._record[_DENSITIES] = sparsity.densities()
+                self._record[DENSITIES] = sparsity.densities()
         self.latest = {"step": step, **_as_json(self._record)}
         if self._board is not None:
             self._on_record(self.latest)
@@ -129,7 +129,7 @@ class Metrics:
             try:
                 append_whole(self._jsonl, self._unwritten)
                 self._unwritten = b""
-                self._write_board(self._board, step)
+                self._board.write(self.latest, step)
             except OSError as error:  # a full disk: training and its checkpoints matter more
                 log.error("the figures of step %d are not written yet: %s", step, error)
         self._sums, self._record = {}, {}
@@ -152,36 +152,6 @@ class Metrics:
                 achieved = per_second * self._flops_per_token / self._topology.world_size
                 figures["throughput/model_flops_utilisation"] = achieved / peak
         return figures
-
-    def _write_board(self, board: SummaryWriter, step: int) -> None:
-        for name, value in self.latest.items():
-            if isinstance(value, int | float) and name != "step":
-                board.add_scalar(name, value, step)
-        densities = self.latest.get(_DENSITIES)
-        if densities:
-            for name, density in densities.items():
-                board.add_scalar(f"density/{name}", density, step)
-            image = render_densities(list(densities.values()))
-            board.add_image("sparsity/density_by_layer", image, step, dataformats="HWC")
-            digest = (
-                f"{self.latest['sparsity/digest']} at sparsity {self.latest['sparsity/actual']:.4f}"
-            )
-            board.add_text("mask digest", digest, step)
-        board.flush()
-
-
-def render_densities(
-    densities: list[float], *, per_layer: int = 6, cell: int = 24
-) -> npt.NDArray[np.uint8]:
-    """A heat map, uint8 [height, width, 3]: one row a layer, one column a matrix of it.
-
-    White keeps all weights of the matrix, dark blue none.
-    """
-    columns = per_layer if len(densities) % per_layer == 0 else len(densities)
-    grid = np.array(densities).reshape(-1, columns)
-    dark, light = np.array([8, 29, 88]), np.array([255, 255, 255])
-    colours = np.round(dark + grid[..., None] * (light - dark)).astype(np.uint8)
-    return np.repeat(np.repeat(colours, cell, axis=0), cell, axis=1)
 
 
 def _as_json(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from launch.packages import find_foreign_package
+from launch.submitting import submit
+from launch.tensorboard import tensorboard
 
 if TYPE_CHECKING:
     from bert.corpora.progress import PrepareProgress
@@ -327,6 +329,10 @@ def prune(
         f"stored), threshold {report.threshold:.6g}, {report.ties} ties, mask digest "
         f"{report.digest}"
     )
+
+
+app.command()(submit)
+app.command()(tensorboard)
 
 
 def _print_json(value: Any) -> None:

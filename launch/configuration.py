@@ -21,6 +21,7 @@ from distributed.checkpoint import CheckpointConfig
 from distributed.config import Config
 from distributed.zero import ZeroConfig
 from launch import config_loading
+from launch.slurm.config import SlurmConfig
 from sparsity.schedule import SparsityConfig
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
@@ -41,6 +42,9 @@ class LaunchConfig(Config):
     cpus_per_worker: float = Field(1, gt=0, description="0.5 lets two workers share a core")
     use_gpu: Literal["auto"] | bool = Field(
         "auto", description="auto: one GPU for each worker where the cluster has any"
+    )
+    placement: Literal["pack", "spread"] = Field(
+        "pack", description="fill one node after the other, or use as many as there are"
     )
     max_failures: int = Field(3, ge=0, description="restarts after a worker is lost")
     hang_seconds: float = Field(
@@ -94,6 +98,7 @@ class PretrainConfig(Config):
     sparsity: SparsityConfig | None = Field(None, description="null trains a dense model")
     checkpoint: CheckpointConfig = _defaults_of(CheckpointConfig)
     launch: LaunchConfig = _defaults_of(LaunchConfig)
+    slurm: SlurmConfig = _defaults_of(SlurmConfig)
 
     @field_validator("name")
     @classmethod

@@ -26,6 +26,7 @@ from launch.ray_events import Failure, FailureTail, build_callback
 from launch.run_events import EventTail, append_event
 from launch.run_folder import RunFolder, last_step, run_folder_of
 from launch.run_setup import RunPlan, begin_run, check_run, hold_run
+from launch.shared_storage import check_shared_storage
 from launch.stopping import report_end, signals_request_stop
 
 # How often an elastic run looks for room for more workers. Taking them in costs a restart.
@@ -54,6 +55,7 @@ def pretrain(config: PretrainConfig, *, local: bool = False) -> int:
     logs = attempt / "logs"
     with ray_cluster(config.launch, log_folder=logs):
         use_gpu = check_resources(config.launch)
+        check_shared_storage(config, use_gpu=use_gpu)
         with hold_run(folder):
             begin_run(config, plan)
             logs.mkdir(parents=True)
@@ -78,6 +80,7 @@ def _build_trainer(
             num_workers=config.launch.num_workers,
             elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             use_gpu=use_gpu,
+            placement_strategy=config.launch.placement.upper(),
             resources_per_worker={
                 "CPU": config.launch.cpus_per_worker,
                 **({"GPU": 1} if use_gpu else {}),

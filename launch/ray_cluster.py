@@ -10,6 +10,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def ray_cluster(launch: LaunchConfig, *, log_folder: Path) -> Iterator[None]:
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     address = launch.address or os.environ.get("RAY_ADDRESS") or "local"
     with tempfile.TemporaryDirectory(
-        prefix="sparsebert-", dir=_short_temporary_folder(), ignore_cleanup_errors=True
+        prefix="sparsebert-", dir=short_temporary_folder(), ignore_cleanup_errors=True
     ) as private:
         try:
             # Workers look for packages in the current folder of ray.init before all others: it must
@@ -127,7 +128,8 @@ def _quiet() -> dict[str, Any]:
     return {"log_to_driver": False, "logging_level": "ERROR"}
 
 
-def _short_temporary_folder() -> str:
+def short_temporary_folder() -> str:
+    """Where a folder of Ray's may be made: TMPDIR is often too long for its sockets."""
     usual = tempfile.gettempdir()
     return usual if len(usual) <= _LONGEST_TEMPORARY_FOLDER else "/tmp"
 
@@ -144,15 +146,33 @@ def check_resources(launch: LaunchConfig) -> bool:
     use_gpu = choose_gpu(launch, nodes)
     fit = count_places(launch, nodes, use_gpu=use_gpu)
     if fit < launch.fewest_workers:
-        cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
         wants = f"{launch.cpus_per_worker:g} CPU" + (" and a GPU" if use_gpu else "")
+        fewest = launch.fewest_workers
         raise BadInput(
-            f"launch.num_workers is {launch.fewest_workers}, each with {wants}, but the cluster's "
-            f"{len(nodes)} node(s) with {cpus:g} CPUs and {gpus:g} GPUs hold {fit}: lower "
+            f"launch.num_workers is {fewest}, each with {wants}, but the cluster holds "
+            f"{fit}, {fewest - fit} too few (it has {describe_nodes(nodes)}): lower "
             "launch.num_workers or launch.cpus_per_worker"
             + (", or set launch.use_gpu to false" if use_gpu else "")
         )
+    free = ray.available_resources()
+    kind, needed = ("GPU", 1.0) if use_gpu else ("CPU", launch.cpus_per_worker)
+    if free.get(kind, 0) < launch.fewest_workers * needed:
+        print(
+            f"waiting for {launch.fewest_workers * needed:g} {kind}s: others use the cluster, and "
+            f"{free.get(kind, 0):g} are free",
+            flush=True,
+        )
     return use_gpu
+
+
+def describe_nodes(nodes: list[dict[str, float]]) -> str:
+    """What a cluster has, in words: `3 node(s): 2 with 8 CPUs and 2 GPUs, 1 with 4 CPUs ...`."""
+    kinds = Counter((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
+    each = [
+        f"{count} with {cpus:g} CPUs and {gpus:g} GPUs"
+        for (cpus, gpus), count in sorted(kinds.items(), key=lambda kind: -kind[1])
+    ]
+    return f"{len(nodes)} node(s): {', '.join(each)}"
 
 
 def choose_gpu(launch: LaunchConfig, nodes: list[dict[str, float]]) -> bool:

@@ -201,6 +201,11 @@ def _train_from(
             mlm_probability=config.data.mlm_probability,
         ),
         config_text=dump_yaml(config),
+        digests={
+            "data": identity["data"]["fingerprint"],
+            "vocabulary": identity["model"]["vocab_sha256"],
+            "first weights": identity["model"]["init_fingerprint"],
+        },
         on_record=before_record,
     )
     writer = CheckpointWriter(

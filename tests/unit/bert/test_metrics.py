@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
 
-from bert.metrics import Metrics, MetricsFiles, render_densities
+from bert.board import flatten, render_densities
+from bert.metrics import Metrics, MetricsFiles
 from distributed.partition import Fragment
 from distributed.topology import Topology
 from sparsity.controller import SparsityController
@@ -39,6 +43,7 @@ def metrics_in(folder: Path, *, start_step: int = 0, rank: int = 0) -> Metrics:
         start_step=start_step,
         flops_per_token=1e6,
         config_text="name: a run\nseed: 1\n",
+        digests={"data": "0123", "first weights": None},
     )
 
 
@@ -192,8 +197,8 @@ def test_sparsity_figures_and_densities_once_an_update(tmp_path: Path) -> None:
         assert before == (2, 1.0) and after == (4, pytest.approx(densities[name], rel=1e-7))
     images = events.Images("sparsity/density_by_layer")
     assert [(image.step, image.width, image.height) for image in images] == [
-        (2, 144, 48),
-        (4, 144, 48),
+        (2, 352, 112),
+        (4, 352, 112),
     ]
     texts = events.Tensors("mask digest/text_summary")
     digest = rows[3]["sparsity/digest"]
@@ -216,6 +221,8 @@ def test_events_are_readable(tmp_path: Path) -> None:
     assert "step" not in events.Tags()["scalars"]
     (text,) = events.Tensors("configuration/text_summary")
     assert "name: a run" in text.tensor_proto.string_val[0].decode()
+    (text,) = events.Tensors("digests/text_summary")
+    assert "| data | 0123 |\n| first weights | none |" in text.tensor_proto.string_val[0].decode()
 
 
 @pytest.mark.parametrize("closed", [True, False])
@@ -240,18 +247,57 @@ def test_a_resume_leaves_one_curve(tmp_path: Path, closed: bool) -> None:
 
 
 def test_the_image_has_a_row_a_layer() -> None:
-    densities = np.linspace(0, 1, 12).tolist()
-    image = render_densities(densities, cell=5)
-    assert image.shape == (10, 30, 3) and image.dtype == np.uint8
-    cells = image.reshape(2, 5, 6, 5, 3)
-    assert (cells == cells[:, :1, :, :1]).all()
-    assert image[0, 0].tolist() == [8, 29, 88]  # nothing kept
-    assert image[-1, -1].tolist() == [255, 255, 255]  # all kept
-    assert (np.diff(cells[:, 0, :, 0].reshape(12, 3).astype(int), axis=0) > 0).all()
+    matrices = ("attention.self.query", "output.dense", "odd.name")
+    names = [f"encoder.layer.{layer}.{matrix}.weight" for layer in (0, 11) for matrix in matrices]
+    densities = np.linspace(0, 1, 6).tolist()
+    image = render_densities(dict(zip(names, densities, strict=True)))
+    assert image.shape == (16 + 2 * 48, 64 + 3 * 48, 3) and image.dtype == np.uint8
+    # The corners of the cells: no figure is written there.
+    cells = image[16 + 4 :: 48, 64 + 4 :: 48]
+    assert cells.shape == (2, 3, 3)
+    assert cells[0, 0].tolist() == [8, 29, 88]  # nothing kept
+    assert cells[1, 2].tolist() == [255, 255, 255]  # all kept
+    assert (np.diff(cells.reshape(6, 3).astype(int), axis=0) > 0).all()
+    # Labels are there, and each cell has its figure.
+    assert (image[:16, 64:] < 100).any() and (image[16:, :64] < 100).any()
+    for row, column in np.ndindex(2, 3):
+        cell = image[16 + 48 * row :, 64 + 48 * column :][4:44, 4:44]
+        assert (cell != cells[row, column]).any()
 
 
 def test_the_image_of_other_models_is_one_row() -> None:
-    assert render_densities([0.5, 1.0, 0.0, 0.1], cell=3).shape == (3, 12, 3)
+    image = render_densities({"a": 0.5, "b": 1.0, "c": 0.0, "d": 0.1})
+    assert image.shape == (16 + 48, 64 + 4 * 48, 3)
+
+
+# Hyperparameters.
+
+
+def test_settings_are_flat_and_plain() -> None:
+    config = {"name": "x", "train": {"rate": 1e-3, "betas": [0.9, 0.98]}, "a": {"b": {"c": True}}}
+    flat = flatten({**config, "sparsity": None})
+    assert flat == {"name": "x", "train.rate": 1e-3, "train.betas": "[0.9, 0.98]", "a.b.c": True}
+
+
+def test_the_layout_and_the_settings_are_written(tmp_path: Path) -> None:
+    metrics = metrics_in(tmp_path)
+    train(metrics, range(1, 2))
+    metrics.close()
+    accumulator = board(tmp_path)
+    (layout,) = accumulator.Tensors("custom_scalars__config__")
+    parsed = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0])
+    first = parsed.category[0]
+    assert len(first.chart) == 5
+    tags = set(accumulator.Tags()["scalars"])
+    patterns = [p for chart in first.chart for p in chart.multiline.tag]
+    assert {tag for tag in tags if any(re.search(p, tag) for p in patterns)} == {
+        "train/mlm_loss",
+        "throughput/tokens_per_second",
+    }
+    content = accumulator.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    session = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    assert session.hparams["seed"].number_value == 1
+    assert session.hparams["name"].string_value == "a run"
 
 
 def test_what_is_not_finite_is_null_and_the_file_is_json(tmp_path: Path) -> None:
@@ -311,6 +357,7 @@ def test_a_record_may_be_refused_before_it_is_written(tmp_path: Path) -> None:
         start_step=0,
         flops_per_token=1e6,
         config_text="",
+        digests={},
         on_record=refuse,
     )
     with pytest.raises(RuntimeError, match="superseded at 1"):

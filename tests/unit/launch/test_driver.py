@@ -11,7 +11,7 @@ from distributed.checkpoint_manifest import BadCheckpoint, write_manifest
 from distributed.errors import BadInput
 from launch.configuration import LaunchConfig
 from launch.driver import Failures
-from launch.ray_cluster import choose_gpu, count_places
+from launch.ray_cluster import choose_gpu, count_places, describe_nodes
 from launch.ray_events import FILE_NAME, Failure, FailureTail, find_cause
 from launch.run_folder import RunFolder
 
@@ -111,3 +111,10 @@ def test_places_with_gpus() -> None:
     assert not choose_gpu(launch, [{"CPU": 8.0}])
     assert not choose_gpu(LaunchConfig(use_gpu=False), nodes)
     assert count_places(launch, nodes, use_gpu=True) == 3
+
+
+def test_a_cluster_in_words() -> None:
+    nodes = [{"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}, {}]
+    assert describe_nodes(nodes) == (
+        "4 node(s): 2 with 8 CPUs and 2 GPUs, 1 with 4 CPUs and 0 GPUs, 1 with 0 CPUs and 0 GPUs"
+    )

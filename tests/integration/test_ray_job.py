@@ -1,0 +1,155 @@
+"""Jobs of a real Ray cluster: a head and two worker nodes that have none of our packages."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration import virtual_nodes
+from tests.integration.commands import ROOT, Command, checkpoints, last_step
+from tests.integration.conftest import STEPS, Start
+from tests.integration.ray_nodes import RayNodes, ray_nodes
+from tests.integration.test_faults import assert_equal_runs
+from tests.integration.virtual_nodes import VirtualNodes
+
+MISSING = virtual_nodes.why_not()
+pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
+pytestmark += [pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def nodes(workspace: Path) -> Iterator[VirtualNodes]:
+    with virtual_nodes.virtual_nodes(3, workspace) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def ray(nodes: VirtualNodes) -> Iterator[RayNodes]:
+    with ray_nodes(nodes) as made:
+        yield made
+
+
+def test_stopped_by_an_interrupt_and_continued_by_ray_job_submit(
+    ray: RayNodes,
+    reference: tuple[Command, Path],
+    config_file: Path,
+    workspace: Path,
+    start: Start,
+) -> None:
+    run = workspace / "runs" / "job"
+    options = ["name=job", "launch.cpus_per_worker=1"]
+    env = {**ray.env, "PYTHONPATH": str(ROOT)}
+    command = start("submit", "--ray", ray.dashboard, config_file, *options, env=env)
+    command.await_step(run, 3)
+    command.process.send_signal(signal.SIGINT)
+    assert command.wait() == 75, command.out + command.err
+    assert command.err == ""
+    first, *_ = command.out.splitlines()
+    job = first.split()[1]
+    assert first == f"job {job} is submitted, run folder {run}"
+    assert "SIGINT: stopping the job, again to leave it alone\n" in command.out
+    assert "SIGTERM: stopping at the next step's end" in command.out
+    stopped_at = last_step(run)
+    assert 3 <= stopped_at < STEPS
+    assert max(checkpoints(run)) == stopped_at
+    assert f"{run} is stopped and saved at step {stopped_at} of {STEPS}" in command.out
+
+    # Continued without our command, from the project's folder, as any Ray program.
+    program = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
+    program += ["--address", ray.dashboard, "--working-dir", "."]
+    job_program = ["python", "-m", "launch", "pretrain", str(config_file), *options]
+    done = subprocess.run(
+        [*program, "--", *job_program],
+        cwd=ROOT,
+        env=ray.env,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{run} is complete: {STEPS} steps" in done.stdout
+    assert_equal_runs(run, reference[1])
+
+    # What was uploaded lies unpacked on the head.
+    uploads = [folder for folder in ray.uploads() if folder.is_dir()]
+    assert len(uploads) == 2
+    sizes = {}
+    for folder in uploads:
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        sizes[(folder / "samples").exists()] = sum(file.stat().st_size for file in files)
+        names = {path.name for path in folder.iterdir()}
+        assert not names & {"runs", "data", "exports", ".venv", ".git"}
+    assert sizes[False] < 1_000_000  # `sparsebert submit`: packages and configuration
+    assert sizes[True] < 8_000_000  # the project's folder, with its samples
+
+
+@pytest.mark.parametrize("case", ["too many workers", "no shared storage", "no data on a node"])
+def test_refused(
+    case: str,
+    ray: RayNodes,
+    nodes: VirtualNodes,
+    config_file: Path,
+    shards: Path,
+    workspace: Path,
+    start: Start,
+) -> None:
+    last = nodes[2]
+    shown = f"{last.name} ({last.address})"
+    own = workspace / case.replace(" ", "-")
+    if case == "too many workers":
+        change = "launch.num_workers=5"
+        told = "launch.num_workers is 5, each with 1 CPU, but the cluster holds 2, 3 too few (it "
+        told += "has 3 node(s): 2 with 1 CPUs and 0 GPUs, 1 with 0 CPUs and 0 GPUs): lower "
+    elif case == "no shared storage":
+        own.mkdir()
+        last.run("mount", "-t", "tmpfs", "none", own, check=True)
+        change = f"launch.runs_dir={own}"
+        told = f"launch.runs_dir is {own}, and the node {shown} does not share it: set it to a path"
+    else:
+        own.mkdir()
+        for file in (shards / "general").iterdir():
+            (own / file.name).hardlink_to(file)
+        last.run("mount", "-t", "tmpfs", "none", own, check=True)
+        change = f"data.shards={own}"
+        told = f"data.shards has {own}/manifest.json, which the node {shown} does not see: put it"
+    env = {**ray.env, "PYTHONPATH": str(ROOT)}
+    options = ["name=job-refused", "launch.cpus_per_worker=1", change]
+    command = start("submit", "--ray", ray.dashboard, config_file, *options, env=env)
+    assert command.wait() == 2, command.out + command.err
+    assert f"error: {told}" in command.out
+    assert not (workspace / "runs" / "job-refused").exists()
+    assert not list(own.glob(".probe*")) and not (own / "job-refused").exists()
+
+
+def test_who_has_no_token_is_refused(ray: RayNodes, config_file: Path, start: Start) -> None:
+    env = {**ray.env, "PYTHONPATH": str(ROOT), "RAY_AUTH_TOKEN": "0" * 64}
+    del env["RAY_AUTH_TOKEN_PATH"]
+    command = start("submit", "--ray", ray.dashboard, config_file, env=env)
+    assert command.wait() == 2
+    (line,) = command.err.splitlines()
+    assert line.startswith(f"error: the Ray cluster at {ray.dashboard} wants another token: set ")
+
+
+def test_detached_followed_and_stopped_by_ray_itself(
+    ray: RayNodes, config_file: Path, workspace: Path, start: Start
+) -> None:
+    run = workspace / "runs" / "detached"
+    options = ["name=detached", "launch.cpus_per_worker=1", "train.total_steps=100000"]
+    env = {**ray.env, "PYTHONPATH": str(ROOT)}
+    command = start("submit", "--ray", ray.dashboard, "--detach", config_file, *options, env=env)
+    assert command.wait() == 0, command.out + command.err
+    lines = [line.partition(":")[2].split() for line in command.out.splitlines()]
+    follow, stop = lines[1], lines[2]
+    assert follow[:3] == ["ray", "job", "logs"] and stop[:3] == ["ray", "job", "stop"]
+    virtual_nodes.wait_until(lambda: last_step(run) >= 2, "step 2", seconds=300)
+    ray_command = [sys.executable, "-m", "ray.scripts.scripts"]
+    subprocess.run([*ray_command, *stop[1:]], env=ray.env, check=True, timeout=300)
+    told = subprocess.run(
+        [*ray_command, *follow[1:]], env=ray.env, capture_output=True, text=True, timeout=60
+    )
+    step = max(checkpoints(run))
+    assert f"{run} is stopped and saved at step {step} of 100000" in told.stdout
