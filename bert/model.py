@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForMaskedLM
 
 from bert.attention import PACKED_ATTENTION, build_block_mask, check_boundaries, uses_varlen
+from bert.initialization import add_structure
 from bert.masked_loss import sum_cross_entropy
 from distributed.config import Config
 
@@ -40,6 +41,11 @@ class ModelConfig(Config):
         gt=0,
         description="standard deviation of new weights; small models learn sooner with more",
     )
+    initialization: Literal["normal", "structured"] = Field(
+        "normal",
+        description="normal: BERT's; structured: attention starts on neighbours and passes on what "
+        "it sees, which learns sooner from little text",
+    )
     vocab: Path = Field(description="WordPiece vocabulary, one token a line")
     init_from: Path | None = Field(
         None, description="run, checkpoint or Hugging Face folder to take the first weights from"
@@ -54,6 +60,12 @@ class ModelConfig(Config):
             raise ValueError(
                 f"model.hidden_size ({self.hidden_size}) is not a multiple of "
                 f"model.num_heads ({self.num_heads})"
+            )
+        head_dim = self.hidden_size // self.num_heads
+        if self.initialization == "structured" and (self.num_heads < 3 or head_dim % 2):
+            raise ValueError(
+                "model.initialization structured needs 3 heads or more of an even size: "
+                f"model.num_heads is {self.num_heads} and a head has {head_dim} dimensions"
             )
         return self
 
@@ -191,6 +203,8 @@ def build_model(
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         mlm = BertForMaskedLM(bert_config)
+        if config.initialization == "structured":
+            add_structure(mlm)
     return PretrainingModel(mlm, attention=config.attention)
 
 
