@@ -17,7 +17,7 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/sparsebert prepare --source wikipedia --input samples/wikipedia.jsonl.gz --output data/wikipedia --vocab samples/vocab.txt
 	$(BIN)/sparsebert prepare --source books --input samples/books.jsonl.gz --output data/books --vocab samples/vocab.txt
-	$(BIN)/sparsebert prepare --source pubmed --input samples/pubmed.xml.gz samples/pubmed-29768149.xml --output data/pubmed --vocab samples/vocab.txt
+	$(BIN)/sparsebert prepare --source pubmed --input samples/pubmed.xml.gz samples/pubmed-29768149.xml samples/pubmedqa.jsonl.gz --output data/pubmed --vocab samples/vocab.txt
 	$(BIN)/sparsebert pretrain configs/demo_general.yaml
 	$(BIN)/sparsebert pretrain configs/demo_pubmed.yaml
 	$(BIN)/sparsebert pretrain configs/demo_control.yaml --local

@@ -31,7 +31,7 @@ def main(output: Path, runs: list[Path]) -> None:
             lower.axhline(
                 seen[-1][f"{key}/unigram_loss"], color=colour, ls=":", label=f"{name} unigram"
             )
-        lower.set(xlabel="step", ylabel="MLM loss, nats", ylim=(5.8, 9.2))
+        lower.set(xlabel="step", ylabel="MLM loss, nats", ylim=(5, 10.5))
         lower.legend(fontsize=8, ncol=2)
     figure.tight_layout()
     output.parent.mkdir(parents=True, exist_ok=True)

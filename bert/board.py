@@ -73,7 +73,7 @@ class Board:
                 for heading, charts in _LAYOUT.items()
             }
         )
-        config = yaml.safe_load(config_text)
+        config = yaml.safe_load(config_text) or {}
         validation = [
             f"validation/{name}/mlm_loss"
             for name in (config.get("evaluation") or {}).get("sets") or {}

@@ -26,6 +26,13 @@ class EvaluationConfig(Config):
 
     interval_steps: int = Field(1000, ge=1)
     rows: int = Field(256, ge=1, description="rows of each set, the same ones every time")
+    mlm_probability: float = Field(
+        0.15,
+        gt=0,
+        lt=1,
+        description="share of the tokens to predict, whatever the share in training: the fewer "
+        "words are left to see, the higher the loss",
+    )
     sets: dict[str, list[Path]] = Field(
         default_factory=dict, description="name of a set: its folder, or a list of folders"
     )
@@ -81,7 +88,8 @@ def build_evaluator(
     topology: Topology,
     cache_dir: Path | None,
 ) -> Evaluator:
-    """Open every set; each rank takes its share of the rows."""
+    """Open every set, in the layout of `data`; each rank takes its share of the rows."""
+    data = data.model_copy(update={"mlm_probability": config.mlm_probability})
     sets = []
     for name, folders in config.sets.items():
 

@@ -1,7 +1,8 @@
 """The model: a plain Hugging Face BertForMaskedLM inside one wrapper that computes the loss.
 
     input_ids [R, T] -> embeddings, encoder with packed attention [R, T, D]
-      -> hidden states at masked positions [M, D] -> MLM head [M, V] -> loss, a scalar in fp32
+      -> hidden states at masked positions [M, D] -> MLM head [M, V], in training a few rows at a
+         time (masked_loss.py) -> loss, a scalar in fp32
 
 The head runs at masked positions only: 588 million FLOPs a token for BERT-base at 512, not 710.
 A parameter has one canonical name, whatever wraps it: masks, digests, checkpoints, exports use it.
@@ -20,6 +21,8 @@ from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForMaskedLM
 
 from bert.attention import PACKED_ATTENTION, build_block_mask, check_boundaries, uses_varlen
+from bert.initialization import add_structure
+from bert.masked_loss import sum_cross_entropy
 from distributed.config import Config
 
 IGNORE_INDEX = -100
@@ -38,6 +41,11 @@ class ModelConfig(Config):
         gt=0,
         description="standard deviation of new weights; small models learn sooner with more",
     )
+    initialization: Literal["normal", "structured"] = Field(
+        "normal",
+        description="normal: BERT's; structured: attention starts on neighbours and passes on what "
+        "it sees, which learns sooner from little text",
+    )
     vocab: Path = Field(description="WordPiece vocabulary, one token a line")
     init_from: Path | None = Field(
         None, description="run, checkpoint or Hugging Face folder to take the first weights from"
@@ -52,6 +60,12 @@ class ModelConfig(Config):
             raise ValueError(
                 f"model.hidden_size ({self.hidden_size}) is not a multiple of "
                 f"model.num_heads ({self.num_heads})"
+            )
+        head_dim = self.hidden_size // self.num_heads
+        if self.initialization == "structured" and (self.num_heads < 3 or head_dim % 2):
+            raise ValueError(
+                "model.initialization structured needs 3 heads or more of an even size: "
+                f"model.num_heads is {self.num_heads} and a head has {head_dim} dimensions"
             )
         return self
 
@@ -97,12 +111,15 @@ class PretrainingModel(nn.Module):
             input_ids, position_ids=position_ids, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen
         )
         masked = hidden.flatten(0, 1).index_select(0, masked_positions)  # [M, D]
+        if not count_correct:  # training, which needs no logits; validation: Hugging Face's head
+            head = self.mlm.cls.predictions
+            masked = head.transform(masked)
+            weight, bias = head.decoder.weight, head.decoder.bias
+            total = sum_cross_entropy(masked, weight, bias, labels, ignore_index=IGNORE_INDEX)
+            return total / loss_divisor
         logits = self.mlm.cls(masked).float()  # [M, V]
         total = cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-        loss = total / loss_divisor
-        if not count_correct:
-            return loss
-        return loss, (logits.argmax(dim=-1) == labels).sum()
+        return total / loss_divisor, (logits.argmax(dim=-1) == labels).sum()
 
     def _encode(
         self,
@@ -186,6 +203,8 @@ def build_model(
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         mlm = BertForMaskedLM(bert_config)
+        if config.initialization == "structured":
+            add_structure(mlm)
     return PretrainingModel(mlm, attention=config.attention)
 
 

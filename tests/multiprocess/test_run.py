@@ -189,6 +189,20 @@ def test_first_loss_and_gradient_norm_on_every_world_size(text: Text, tmp_path: 
         assert got_norm == pytest.approx(norm, rel=FIRST_STEP_BOUND), (world_size, stage)
 
 
+def test_validation_does_not_follow_the_share_masked_in_training(
+    text: Text, tmp_path: Path
+) -> None:
+    def baseline(name: str, **changes: Any) -> list[float]:
+        changes = {"train": {"total_steps": 2}, "sparsity": None, **changes}
+        changes["evaluation"] = {"interval_steps": 2, **changes.get("evaluation", {})}
+        folder = train(1, run_config(text, tmp_path, name, **changes))
+        return column(folder, "validation/held-out/unigram_loss")
+
+    usual = baseline("usual")
+    assert baseline("more", data={"mlm_probability": 0.4}) == usual
+    assert baseline("validation", evaluation={"mlm_probability": 0.4}) != usual
+
+
 @pytest.mark.parametrize("micro_batch_rows", [1, 2])
 def test_a_short_last_micro_step(text: Text, tmp_path: Path, micro_batch_rows: int) -> None:
     """5 rows on 3 ranks: one has one row, the others two; of 2 validation rows one has none."""
