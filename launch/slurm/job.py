@@ -6,8 +6,8 @@
     further nodes   srun -> launch.slurm.node -> Ray
 
 SIGUSR1, SLURM's warning before the time limit or a preemption, becomes a checkpoint at the step's
-end, and then the job queues itself again. SIGTERM to this process alone (`scancel --batch
---signal=TERM JOB`) becomes a checkpoint and the end. The exit code is the training's.
+end, and then the job queues itself again. A file `stop` in the run folder becomes a checkpoint and
+the end. The exit code is the training's.
 """
 
 import os

@@ -100,7 +100,7 @@ def submit_to_slurm(config: PretrainConfig, *, print_only: bool) -> int:
     print(
         f"job {job} is submitted: {home}/job.sbatch\n"
         f"follow:         tail -F {home}/{job}.out\n"
-        f"save and stop:  scancel --batch --signal=TERM {job}\n"
+        f"save and stop:  touch {folder.stop_file}\n"
         f"stop at once:   scancel {job}\n"
         f"continue:       sbatch {home}/job.sbatch"
     )

@@ -123,7 +123,7 @@ def test_a_job_array_of_two_seeds_on_one_node(
     assert "queued again" not in logs[0].read_text()
 
     await_step(slurm, second, logs[1], runs[1], last_step(runs[1]) + 3)
-    slurm.run("scancel", "--batch", "--signal=TERM", second)
+    (runs[1] / "stop").touch()
     assert await_end(slurm, second, logs[1]) == "75:0", logs[1].read_text()
     assert max(checkpoints(runs[1])) == last_step(runs[1])
     losses = [metrics(run)[0]["train/mlm_loss"] for run in runs]
