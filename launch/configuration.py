@@ -34,11 +34,7 @@ _NAME_RULE = "use at most 100 letters, digits, '.', '_' and '-', not starting wi
 class LaunchConfig(Config):
     """Where the run runs: nothing here changes what is computed."""
 
-    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
-        1,
-        description="processes that train together; [fewest, most] goes on with fewer when some "
-        "are lost, and takes new ones in",
-    )
+    num_workers: PositiveInt = Field(1, description="processes that train together")
     cpus_per_worker: float = Field(1, gt=0, description="0.5 lets two workers share a core")
     use_gpu: Literal["auto"] | bool = Field(
         "auto", description="auto: one GPU for each worker where the cluster has any"
@@ -58,24 +54,6 @@ class LaunchConfig(Config):
     runs_dir: Path = Field(
         Path("runs"), description="run folders go here; all machines must reach it"
     )
-
-    @property
-    def fewest_workers(self) -> int:
-        """The number without which nothing is trained."""
-        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
-
-    @property
-    def most_workers(self) -> int:
-        """The number that is asked for."""
-        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.fewest_workers > self.most_workers:
-            raise ValueError(
-                f"launch.num_workers {list(self.num_workers)} must be [fewest, most]"  # type: ignore[arg-type]
-            )
-        return self
 
 
 def _defaults_of(section: type[AnyModel]) -> AnyModel:
@@ -150,10 +128,10 @@ class PretrainConfig(Config):
                 f"model.max_position_embeddings ({self.model.max_position_embeddings}): lower the "
                 "first or raise the second"
             )
-        if self.train.global_batch_rows < self.launch.most_workers:
+        if self.train.global_batch_rows < self.launch.num_workers:
             return (
                 f"train.global_batch_rows ({self.train.global_batch_rows}) is below "
-                f"launch.num_workers ({self.launch.most_workers}): each worker needs a row of "
+                f"launch.num_workers ({self.launch.num_workers}): each worker needs a row of "
                 "every batch, so raise the first or lower the second"
             )
         return None

@@ -17,7 +17,7 @@ from typing import Any
 
 from distributed.checkpoint import find_newest
 from distributed.errors import BadInput
-from launch.configuration import LaunchConfig, PretrainConfig, resolve_paths
+from launch.configuration import PretrainConfig, resolve_paths
 from launch.crash_loops import CrashLoops
 from launch.lease import refuse_if_held
 from launch.progress import ProgressDisplay, follow_metrics
@@ -28,9 +28,6 @@ from launch.run_folder import RunFolder, last_step, run_folder_of
 from launch.run_setup import RunPlan, begin_run, check_run, hold_run
 from launch.shared_storage import check_shared_storage
 from launch.stopping import report_end, signals_request_stop
-
-# How often an elastic run looks for room for more workers. Taking them in costs a restart.
-_RESIZE_SECONDS = 60.0
 
 
 def pretrain(config: PretrainConfig, *, local: bool = False) -> int:
@@ -78,7 +75,6 @@ def _build_trainer(
         },
         scaling_config=ScalingConfig(
             num_workers=config.launch.num_workers,
-            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             use_gpu=use_gpu,
             placement_strategy=config.launch.placement.upper(),
             resources_per_worker={
@@ -94,12 +90,6 @@ def _build_trainer(
             callbacks=[build_callback(attempt, run_folder_of(config).metrics_file)],
         ),
     )
-
-
-def _count(launch: LaunchConfig) -> str:
-    if launch.fewest_workers == launch.most_workers:
-        return str(launch.most_workers)
-    return f"{launch.fewest_workers} to {launch.most_workers}"
 
 
 def train_on_ray(arguments: dict[str, Any]) -> None:
@@ -174,7 +164,7 @@ def _follow(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_gpu: bo
     ):
         failures = Failures(attempt, folder, launch.max_failures, display)
         events = EventTail(folder.events_file)
-        display.note(f"starting {_count(launch)} worker(s)")
+        display.note(f"starting {launch.num_workers} worker(s)")
         threading.Thread(target=fit, name="ray-train", daemon=True).start()
         follow_metrics(
             folder.metrics_file,

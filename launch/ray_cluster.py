@@ -145,20 +145,19 @@ def check_resources(launch: LaunchConfig) -> bool:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     use_gpu = choose_gpu(launch, nodes)
     fit = count_places(launch, nodes, use_gpu=use_gpu)
-    if fit < launch.fewest_workers:
+    if fit < launch.num_workers:
         wants = f"{launch.cpus_per_worker:g} CPU" + (" and a GPU" if use_gpu else "")
-        fewest = launch.fewest_workers
         raise BadInput(
-            f"launch.num_workers is {fewest}, each with {wants}, but the cluster holds "
-            f"{fit}, {fewest - fit} too few (it has {describe_nodes(nodes)}): lower "
+            f"launch.num_workers is {launch.num_workers}, each with {wants}, but the cluster holds "
+            f"{fit}, {launch.num_workers - fit} too few (it has {describe_nodes(nodes)}): lower "
             "launch.num_workers or launch.cpus_per_worker"
             + (", or set launch.use_gpu to false" if use_gpu else "")
         )
     free = ray.available_resources()
     kind, needed = ("GPU", 1.0) if use_gpu else ("CPU", launch.cpus_per_worker)
-    if free.get(kind, 0) < launch.fewest_workers * needed:
+    if free.get(kind, 0) < launch.num_workers * needed:
         print(
-            f"waiting for {launch.fewest_workers * needed:g} {kind}s: others use the cluster, and "
+            f"waiting for {launch.num_workers * needed:g} {kind}s: others use the cluster, and "
             f"{free.get(kind, 0):g} are free",
             flush=True,
         )
