@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from bert.attention import PACKED_ATTENTION, build_block_mask, check_boundaries, uses_varlen
 from distributed.config import Config
@@ -113,32 +113,52 @@ class PretrainingModel(nn.Module):
         max_seqlen: int,
     ) -> torch.Tensor:
         """Hidden states of the last layer, [R, T, D]."""
-        rows, row_tokens = input_ids.shape
-        check_boundaries(cu_seqlens, max_seqlen=max_seqlen, rows=rows, row_tokens=row_tokens)
         if self.attention == "token":
             max_seqlen = 1
             cu_seqlens = torch.arange(
                 input_ids.numel() + 1, dtype=torch.int32, device=input_ids.device
             )
-        mask = None
-        if max_seqlen > 1 and not self._uses_varlen(input_ids.device):
-            mask = build_block_mask(cu_seqlens, rows=rows, row_tokens=row_tokens)
-        hidden: torch.Tensor = self.mlm.bert(
+        return encode_packed(
+            self.mlm.bert,
             input_ids,
-            attention_mask=mask,
             position_ids=position_ids,
-            cu_seq_lens_q=cu_seqlens,
-            max_length_q=max_seqlen,
-        ).last_hidden_state
-        return hidden
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+        )
 
-    def _uses_varlen(self, device: torch.device) -> bool:
-        config = self.mlm.config
-        dtype = self.mlm.bert.embeddings.word_embeddings.weight.dtype
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
-        head_dim = config.hidden_size // config.num_attention_heads
-        return uses_varlen(device, dtype=dtype, head_dim=head_dim)
+
+def encode_packed(
+    bert: BertModel,
+    input_ids: torch.Tensor,
+    *,
+    position_ids: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    token_type_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Hidden states of the last layer, [R, T, D]; the arguments are those of PretrainingModel."""
+    rows, row_tokens = input_ids.shape
+    check_boundaries(cu_seqlens, max_seqlen=max_seqlen, rows=rows, row_tokens=row_tokens)
+    mask = None
+    if max_seqlen > 1 and not _uses_varlen(bert, input_ids.device):
+        mask = build_block_mask(cu_seqlens, rows=rows, row_tokens=row_tokens)
+    hidden: torch.Tensor = bert(
+        input_ids,
+        attention_mask=mask,
+        position_ids=position_ids,
+        token_type_ids=token_type_ids,
+        cu_seq_lens_q=cu_seqlens,
+        max_length_q=max_seqlen,
+    ).last_hidden_state
+    return hidden
+
+
+def _uses_varlen(bert: BertModel, device: torch.device) -> bool:
+    dtype = bert.embeddings.word_embeddings.weight.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    head_dim = bert.config.hidden_size // bert.config.num_attention_heads
+    return uses_varlen(device, dtype=dtype, head_dim=head_dim)
 
 
 def build_bert_config(
