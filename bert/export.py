@@ -117,21 +117,24 @@ def export_model(
     return True
 
 
-def load_export(folder: Path, *, model_config: ModelConfig | None = None) -> Export:
+def load_export(
+    folder: Path, *, model_config: ModelConfig | None = None, pooler: bool = False
+) -> Export:
     """Read an export or any Hugging Face BERT folder that has safetensors.
 
     `keep_masks` is None where there is no mask file: the caller takes the zeros for the mask and
-    says so. Heads that this project does not train (pooler, next sentence) are left out.
+    says so. Heads that pretraining here does not train (next sentence, tasks') are left out.
 
     Args:
         folder: the Hugging Face folder.
         model_config: refuse a folder of other dimensions or with another vocabulary; the number of
             heads shows in no tensor's shape.
+        pooler: also read the pooler, if there is one.
     """
-    bert_config = _read_bert_config(folder)
+    bert_config = read_bert_config(folder)
     if model_config is not None:
         _check_dimensions(bert_config, model_config=model_config, folder=folder)
-    state = _read_state(folder)
+    state = _read_state(folder, pooler=pooler)
     mask_file = folder / KEEP_MASK_FILE
     if not mask_file.exists():
         return Export(state, None, None)
@@ -142,7 +145,7 @@ def load_export(folder: Path, *, model_config: ModelConfig | None = None) -> Exp
 
 def fill_mask(folder: Path, *, sentence: str, top_k: int = 5) -> list[tuple[str, float]]:
     """The `top_k` likeliest words for the one [MASK] in `sentence`, with their probabilities."""
-    _read_bert_config(folder)
+    read_bert_config(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForMaskedLM.from_pretrained(
         folder, local_files_only=True, use_safetensors=True
@@ -230,7 +233,7 @@ def _compute_checksum(state: Mapping[str, torch.Tensor]) -> str:
 # Reading
 
 
-def _read_bert_config(folder: Path) -> dict[str, Any]:
+def read_bert_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         bert_config = json.loads(path.read_text(encoding="utf-8"))
@@ -275,7 +278,7 @@ def _check_dimensions(
         raise BadInput(f"model.vocab ({ours}) is not the vocabulary of model.init_from ({folder})")
 
 
-def _read_state(folder: Path) -> dict[str, torch.Tensor]:
+def _read_state(folder: Path, *, pooler: bool) -> dict[str, torch.Tensor]:
     """Every trained weight of the folder, fp32, by canonical name."""
     state: dict[str, torch.Tensor] = {}
     for path in _weight_files(folder):
@@ -295,7 +298,7 @@ def _read_state(folder: Path) -> dict[str, torch.Tensor]:
             raise BadInput(
                 f"{folder} has a decoder of its own ({copy}): only tied ones are supported"
             )
-    kept = ("embeddings.", "encoder.", "cls.predictions.")
+    kept = ("embeddings.", "encoder.", "cls.predictions.", *(("pooler.",) if pooler else ()))
     return {
         name: weight
         for name, weight in state.items()

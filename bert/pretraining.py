@@ -1,19 +1,17 @@
-"""The training loop: masked language modelling while the masks grow, then with the masks fixed.
+"""The training loop, of pretraining and of fine-tuning: what differs is batches and validation.
 
 `train` takes finished objects and returns the final state. It builds nothing and restores nothing:
 a fresh run is a restore from the initial weights (see restoring.py).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from pydantic import Field, model_validator
 
-from bert.corpora.batches import RowBatches
-from bert.evaluation import Evaluator
 from bert.metrics import Metrics
 from distributed.collectives import AgreedFlag
 from distributed.config import Config
@@ -78,31 +76,67 @@ class TrainState:
         return asdict(self)
 
 
+class Inputs(Protocol):
+    """One forward pass."""
+
+    def to(self, device: torch.device) -> dict[str, Any]:
+        """The arguments of the model's forward, with the tensors on `device`."""
+
+
+class Batches(Protocol):
+    """This rank's share of every step; each method is a pure function of the step."""
+
+    loss_name: str  # of the loss in the log
+
+    def loss_terms(self, step: int) -> int:
+        """Terms of the mean loss in the global batch."""
+
+    def global_tokens(self, step: int) -> int:
+        """Tokens of the global batch."""
+
+    def micro_batches(self, step: int) -> Iterable[Inputs]:
+        """As many on every rank."""
+
+
+class Validation(Protocol):
+    """What is measured on held-out data, alike on all ranks."""
+
+    @property
+    def is_satisfied(self) -> bool:
+        """Whether to end before the last step."""
+
+    def is_due(self, finished_steps: int) -> bool:
+        """Whether to validate after that many steps."""
+
+    def evaluate(self, engine: Engine, finished_steps: int) -> dict[str, float]:
+        """Collective: the figures."""
+
+
 def train(
     config: TrainConfig,
     state: TrainState,
     *,
     seed: int,
     engine: Engine,
-    batches: RowBatches,
+    batches: Batches,
     sparsity: SparsityController | None,
-    evaluator: Evaluator,
+    evaluator: Validation,
     metrics: Metrics,
     save_interval_steps: int,
     save: Callable[[TrainState], None],
     report: Callable[[dict[str, Any]], None],
     stop_requested: Callable[[], bool],
 ) -> TrainState:
-    """Collective: train from `state` to config.total_steps or to a stop that all ranks agreed on.
+    """Collective: train from `state` to config.total_steps, or to where all agree to end.
 
     Args:
         config: what to do.
         state: where to start; weights, moments and masks are restored to it.
         seed: of dropout.
         engine: holds the weights.
-        batches: this rank's rows of every step.
+        batches: this rank's share of every step.
         sparsity: None trains dense.
-        evaluator: validates on the steps that it says are due.
+        evaluator: validates on the steps that it says are due, and at the last.
         metrics: this run's log.
         save_interval_steps: steps between checkpoints.
         save: writes a checkpoint of the given state.
@@ -111,19 +145,19 @@ def train(
             end.
     """
     stop, stopping = AgreedFlag(), False
-    while state.step < config.total_steps and not stopping:
+    while state.step < config.total_steps and not stopping and not evaluator.is_satisfied:
         step = state.step
         metrics.begin_step()
         if sparsity is not None and sparsity.is_due(step):
             sparsity.update_masks(step)
-        masked_tokens = batches.global_masked_tokens(step)
+        loss_terms = batches.loss_terms(step)
         for micro_step, micro_batch in enumerate(batches.micro_batches(step)):
             if config.hidden_dropout or config.attention_dropout:
                 seed_dropout(seed, step, micro_step, engine.partition.rank)
             inputs = micro_batch.to(engine.device)
-            loss = engine.forward(**inputs, loss_divisor=masked_tokens)
+            loss = engine.forward(**inputs, loss_divisor=loss_terms)
             engine.backward(loss)
-            metrics.add("train/mlm_loss", loss.detach())
+            metrics.add(batches.loss_name, loss.detach())
         if sparsity is not None:
             sparsity.mask_gradients()
         applied = engine.step(compute_learning_rate(config, step))
@@ -136,7 +170,7 @@ def train(
         is_last = stopping or state.step == config.total_steps
         is_saved = is_last or state.step % save_interval_steps == 0
         if evaluator.is_due(state.step) or state.step == config.total_steps:
-            metrics.record(evaluator.evaluate(engine))
+            metrics.record(evaluator.evaluate(engine, state.step))
         if is_saved or metrics.has_record or state.step % config.log_interval_steps == 0:
             metrics.record(
                 {

@@ -11,49 +11,59 @@ import os
 import sys
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from distributed.checkpoint import find_newest
 from distributed.errors import BadInput
 from launch.configuration import PretrainConfig, resolve_paths
+from launch.jobs import begin_job, check_job, is_finished, pack_job, run_job, unpack_job
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.ray_cluster import check_resources, ray_cluster
 from launch.ray_events import Failure, FailureTail, build_callback
 from launch.run_folder import RunFolder, run_folder_of
-from launch.run_setup import RunPlan, begin_run, check_run
+from launch.run_setup import AnyRunConfig, RunPlan
 from launch.stopping import report_end, signals_request_stop
 
 
 def pretrain(config: PretrainConfig, *, local: bool = False) -> int:
+    """Pretrain, see `run`."""
+    return run(resolve_paths(config), local=local)
+
+
+def run(config: AnyRunConfig, *, local: bool = False) -> int:
     """Train the run of `config` to its end, or continue it; the process's exit code.
 
-    Under torchrun it is always `local`; torchrun takes the option --local for one of its own.
+    The configuration has absolute paths. Under torchrun it is always `local`; torchrun takes the
+    option --local for one of its own.
 
     Raises:
         BadInput: nothing is left behind of a run that has not begun.
     """
-    config = resolve_paths(config)
-    if local or "TORCHELASTIC_RUN_ID" in os.environ:
-        from launch.local import pretrain_locally
+    if local or is_under_torchrun():
+        from launch.local import run_locally
 
-        return pretrain_locally(config)
-    plan = check_run(config)
+        return run_locally(config)
+    plan = check_job(config)
     folder = run_folder_of(config)
-    if plan.finished_steps >= config.train.total_steps:
-        return report_end(folder, plan.finished_steps, config.train.total_steps)
+    if plan.is_complete:
+        return report_end(folder, plan.finished_steps, is_finished=True, plan=plan)
     attempt = folder.ray / f"attempt-{time.time_ns()}"
     logs = attempt / "logs"
     with ray_cluster(config.launch, log_folder=logs):
         use_gpu = check_resources(config.launch)
-        begin_run(config, plan)
+        begin_job(config, plan)
         logs.mkdir(parents=True)
         trainer = _build_trainer(config, plan, attempt, use_gpu=use_gpu)
         return _follow(trainer, config, plan, attempt)
 
 
-def _build_trainer(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> Any:
+def is_under_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _build_trainer(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
@@ -61,8 +71,7 @@ def _build_trainer(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_
     return TorchTrainer(
         train_on_ray,
         train_loop_config={
-            "config": config.model_dump(mode="json"),
-            "plan": asdict(plan),
+            **pack_job(config, plan),
             "use_gpu": use_gpu,
         },
         scaling_config=ScalingConfig(
@@ -87,14 +96,10 @@ def train_on_ray(arguments: dict[str, Any]) -> None:
     """Collective: Ray Train's train function. Runs in a thread, so it cannot catch signals."""
     import ray.train
 
-    from launch.worker import run_pretraining
-
-    config = PretrainConfig.model_validate(arguments["config"])
-    plan = RunPlan(**arguments["plan"])
-    run_pretraining(
+    config, plan = unpack_job(arguments)
+    run_job(
         config,
-        identity=plan.identity,
-        init_from=plan.source,
+        plan,
         use_gpu=arguments["use_gpu"],
         report=lambda figures: ray.train.report(_numbers(figures)),
         stop_requested=run_folder_of(config).stop_file.exists,
@@ -105,13 +110,13 @@ def _numbers(figures: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in figures.items() if isinstance(value, int | float)}
 
 
-def _follow(trainer: Any, config: PretrainConfig, plan: RunPlan, attempt: Path) -> int:
+def _follow(trainer: Any, config: AnyRunConfig, plan: RunPlan, attempt: Path) -> int:
     """Train and show it until it ends; the exit code.
 
     Raises:
         BadInput: a worker met it; there is no restart.
     """
-    folder, launch, total = run_folder_of(config), config.launch, config.train.total_steps
+    folder, launch, total = run_folder_of(config), config.launch, plan.total_steps
     outcome: dict[str, BaseException] = {}
     finished = threading.Event()
 
@@ -141,7 +146,8 @@ def _follow(trainer: Any, config: PretrainConfig, plan: RunPlan, attempt: Path) 
         reason = failures.last or str(outcome["error"]).strip().splitlines()[-1]
         print(f"error: training failed, {reason} (logs: {folder.logs}, {attempt})", file=sys.stderr)
         return 1
-    return report_end(folder, _newest_step(folder), total)
+    newest = _newest_step(folder)
+    return report_end(folder, newest, is_finished=is_finished(folder, plan, newest), plan=plan)
 
 
 class _Failures:

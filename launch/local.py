@@ -9,7 +9,6 @@ Only the first process writes to the terminal.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 
 import torch.distributed as dist
 
@@ -21,52 +20,59 @@ from distributed.topology import (
     ensure_process_group,
     has_gpu_for_each_process,
 )
-from launch.configuration import PretrainConfig
+from launch.configuration import LaunchConfig
+from launch.jobs import begin_job, check_job, is_finished, pack_job, run_job, unpack_job
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.run_folder import run_folder_of
-from launch.run_setup import RunPlan, begin_run, check_run
+from launch.run_setup import AnyRunConfig, RunPlan
 from launch.stopping import STOPPED_EXIT_CODE, report_end, signals_request_stop
-from launch.worker import run_pretraining
 
 
-def pretrain_locally(config: PretrainConfig) -> int:
+def run_locally(config: AnyRunConfig) -> int:
     """Collective: train in this process, with those that torchrun started beside it; the exit code.
 
     Raises:
         BadInput: in the first process; the others leave with the same exit code and no words.
     """
-    use_gpu = config.launch.use_gpu
-    if use_gpu == "auto":
-        use_gpu = has_gpu_for_each_process()
-    topology = detect_topology(use_gpu=use_gpu)
-    ensure_process_group(topology)
-    plan = _agree_on_plan(config, topology)
-    folder, total = run_folder_of(config), config.train.total_steps
-    finished_steps = plan.finished_steps
-    if finished_steps < total:
-        with (
-            signals_request_stop(folder.stop_file, say=topology.is_first),
-            _progress(config, plan, show=topology.is_first),
-        ):
-            finished_steps = run_pretraining(
-                config,
-                identity=plan.identity,
-                init_from=plan.source,
-                use_gpu=use_gpu,
-                stop_requested=folder.stop_file.exists,
-            ).step
-    dist.destroy_process_group()
+    with process_group(config.launch) as (topology, use_gpu):
+        plan = _agree_on_plan(config, topology)
+        folder, finished_steps = run_folder_of(config), plan.finished_steps
+        if not plan.is_complete:
+            with (
+                signals_request_stop(folder.stop_file, say=topology.is_first),
+                _progress(config, plan, show=topology.is_first),
+            ):
+                finished_steps = run_job(
+                    config, plan, use_gpu=use_gpu, stop_requested=folder.stop_file.exists
+                )
+        # Rank 0 writes what makes a run finished; the others hear it from rank 0.
+        finished = bool(broadcast_json(is_finished(folder, plan, finished_steps)))
     if topology.is_first:
-        return report_end(folder, finished_steps, total)
-    return 0 if finished_steps >= total else STOPPED_EXIT_CODE
+        return report_end(folder, finished_steps, is_finished=finished, plan=plan)
+    return 0 if finished else STOPPED_EXIT_CODE
 
 
-def _agree_on_plan(config: PretrainConfig, topology: Topology) -> RunPlan:
+@contextmanager
+def process_group(launch: LaunchConfig) -> Iterator[tuple[Topology, bool]]:
+    """Collective: this process's group and whether it has a GPU; inside, one group for all runs.
+
+    After an error the group is left as it is: the others may be gone.
+    """
+    use_gpu = has_gpu_for_each_process() if launch.use_gpu == "auto" else launch.use_gpu
+    topology = detect_topology(use_gpu=use_gpu)
+    is_own = not dist.is_initialized()
+    ensure_process_group(topology)
+    yield topology, use_gpu
+    if is_own:
+        dist.destroy_process_group()
+
+
+def _agree_on_plan(config: AnyRunConfig, topology: Topology) -> RunPlan:
     """Collective: rank 0 checks the run; what it finds, good or bad, holds for all."""
     answer: dict[str, object] = {}
     if topology.is_first:
         try:
-            answer = {"plan": asdict(_set_up(config, topology.world_size))}
+            answer = pack_job(config, _set_up(config, topology.world_size))
         except BadInput as error:
             answer = {"error": str(error)}
     answer = broadcast_json(answer)
@@ -74,23 +80,23 @@ def _agree_on_plan(config: PretrainConfig, topology: Topology) -> RunPlan:
         if topology.is_first:
             raise BadInput(str(answer["error"]))
         raise SystemExit(2)
-    return RunPlan(**answer["plan"])  # type: ignore[arg-type]
+    return unpack_job(answer)[1]
 
 
-def _set_up(config: PretrainConfig, world_size: int) -> RunPlan:
+def _set_up(config: AnyRunConfig, world_size: int) -> RunPlan:
     if config.train.global_batch_rows < world_size:
         raise BadInput(
             f"train.global_batch_rows ({config.train.global_batch_rows}) is below the number of "
             f"processes ({world_size}): each needs a row of every batch"
         )
-    plan = check_run(config)
-    if plan.finished_steps < config.train.total_steps:
-        begin_run(config, plan)
+    plan = check_job(config)
+    if not plan.is_complete:
+        begin_job(config, plan)
     return plan
 
 
 @contextmanager
-def _progress(config: PretrainConfig, plan: RunPlan, *, show: bool) -> Iterator[None]:
+def _progress(config: AnyRunConfig, plan: RunPlan, *, show: bool) -> Iterator[None]:
     """Meanwhile, a thread brings the metrics to the display."""
     if not show:
         yield
@@ -99,7 +105,7 @@ def _progress(config: PretrainConfig, plan: RunPlan, *, show: bool) -> Iterator[
 
     def follow() -> None:
         with ProgressDisplay(
-            config.train.total_steps, start_step=plan.finished_steps, label=config.name
+            plan.total_steps, start_step=plan.finished_steps, label=config.name
         ) as display:
             follow_metrics(
                 run_folder_of(config).metrics_file, stop=finished, on_record=display.update

@@ -22,6 +22,7 @@ from distributed.errors import BadInput
 
 if TYPE_CHECKING:
     from launch.configuration import PretrainConfig
+    from launch.finetune_configuration import FinetuneConfig
 
 # Fields of the train section that change how a run is computed or told, not what it computes.
 _FREE_TRAIN_FIELDS = {"micro_batch_rows", "log_interval_steps"}
@@ -75,6 +76,21 @@ class RunFolder:
         return self.path / "stop"
 
     @property
+    def best(self) -> Path:
+        """Of fine-tuning: the checkpoint that the dev split chose, a folder in here."""
+        return self.path / "best"
+
+    @property
+    def results_file(self) -> Path:
+        """Of fine-tuning: the scores, there once training is done."""
+        return self.path / "results.json"
+
+    @property
+    def vocab_file(self) -> Path:
+        """Of fine-tuning: the vocabulary of the model that it started from."""
+        return self.path / "vocab.txt"
+
+    @property
     def ray(self) -> Path:
         return self.path / "ray"
 
@@ -88,7 +104,7 @@ class RunFolder:
         write_atomically(self.config_file, text)
 
 
-def run_folder_of(config: "PretrainConfig") -> RunFolder:
+def run_folder_of(config: "PretrainConfig | FinetuneConfig") -> RunFolder:
     """The folder of the run that `config` describes."""
     return RunFolder(config.launch.runs_dir / config.name)
 

@@ -14,6 +14,7 @@ from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.checkpoint import MANIFEST, find_newest
 from distributed.zero import check_advanced
 from launch.configuration import PretrainConfig, dump_yaml
+from launch.finetune_configuration import FinetuneConfig
 from launch.run_folder import (
     check_identity,
     identity,
@@ -21,6 +22,8 @@ from launch.run_folder import (
     run_folder_of,
     write_identity,
 )
+
+AnyRunConfig = PretrainConfig | FinetuneConfig
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class RunPlan:
     identity: dict[str, Any]
     init_from: str | None  # the checkpoint or Hugging Face folder that model.init_from means
     finished_steps: int  # of the newest good checkpoint; 0 for a new run
+    total_steps: int
+    is_complete: bool  # nothing is left to do
 
     @property
     def source(self) -> Path | None:
@@ -61,7 +66,7 @@ def check_run(config: PretrainConfig) -> RunPlan:
         init_fingerprint = newest.state["identity"]["model"]["init_fingerprint"]
     elif config.model.init_from is not None:
         source = resolve_source(config.model.init_from)
-        init_fingerprint = _fingerprint(source)
+        init_fingerprint = fingerprint(source)
         transfer_start(
             source,
             build_new_model(config, vocabulary),
@@ -79,10 +84,12 @@ def check_run(config: PretrainConfig) -> RunPlan:
         identity=fields,
         init_from=str(source) if source is not None else None,
         finished_steps=newest.step if newest is not None else 0,
+        total_steps=config.train.total_steps,
+        is_complete=newest is not None and newest.step >= config.train.total_steps,
     )
 
 
-def begin_run(config: PretrainConfig, plan: RunPlan) -> None:
+def begin_run(config: AnyRunConfig, plan: RunPlan) -> None:
     """Write what a run begins with, and take back a request to stop it."""
     folder = run_folder_of(config)
     folder.create()
@@ -104,7 +111,7 @@ def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> Pretraini
     )
 
 
-def _fingerprint(source: Path) -> str:
+def fingerprint(source: Path) -> str:
     """A hash of a model's weights and masks, wherever and whenever they were written."""
     total = hashlib.sha256()
     if (source / MANIFEST).exists():

@@ -12,8 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from launch.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from launch.run_setup import RunPlan
 
 # The run is saved and not finished: the same command continues it (EX_TEMPFAIL of sysexits.h).
 STOPPED_EXIT_CODE = 75
@@ -51,13 +55,15 @@ def signals_request_stop(stop_file: Path, *, say: bool = True) -> Iterator[None]
             signal.signal(number, handler)
 
 
-def report_end(folder: RunFolder, finished_steps: int, total_steps: int) -> int:
+def report_end(
+    folder: RunFolder, finished_steps: int, *, is_finished: bool, plan: "RunPlan"
+) -> int:
     """Say how far the run is, and how it goes on if it was stopped; the exit code."""
-    if finished_steps >= total_steps:
+    if is_finished:
         print(f"{folder.path} is complete: {finished_steps} steps", flush=True)
         return 0
     print(
-        f"{folder.path} is stopped and saved at step {finished_steps} of {total_steps}: "
+        f"{folder.path} is stopped and saved at step {finished_steps} of {plan.total_steps}: "
         "the same command continues it",
         flush=True,
     )

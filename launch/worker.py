@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bert.corpora.batches import build_training_batches
 from bert.evaluation import build_evaluator
@@ -20,8 +21,9 @@ from bert.model import (
     named_weights,
     uses_weight_decay,
 )
-from bert.pretraining import TrainState, train
+from bert.pretraining import TrainConfig, TrainState, train
 from bert.restoring import (
+    Start,
     fill_module,
     fresh_start,
     restore_engine,
@@ -32,11 +34,12 @@ from bert.vocabulary import load_vocabulary
 from distributed.checkpoint import Checkpoint, find_newest, remove_old, save_checkpoint
 from distributed.collectives import broadcast_json
 from distributed.topology import Topology, detect_topology, ensure_process_group
-from distributed.zero import build_engine
+from distributed.zero import Engine, ZeroConfig, build_engine
 from launch.configuration import PretrainConfig, dump_yaml
 from launch.run_folder import RunFolder, run_folder_of, truncate_metrics
 from launch.run_setup import build_new_model
 from sparsity.controller import SparsityController
+from sparsity.schedule import SparsityConfig
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +81,7 @@ def run_pretraining(
         cache_dir=folder.cache,
     )
     module = build_new_model(config, vocabulary)
-    checkpoint, attempt = _agree_on_start(folder, topology)
+    checkpoint, attempt = agree_on_start(folder, topology)
     if checkpoint is not None:
         start = resume_start(checkpoint)
     elif init_from is not None:
@@ -86,31 +89,15 @@ def run_pretraining(
     else:
         start = fresh_start(module)
     log.info("starting from %s at step %d", start.origin, start.state.step)
-    fill_module(module, start)
-    weights = named_weights(module)
-    engine = build_engine(
+    engine, sparsity = build_restored_engine(
         module,
-        named_parameters=weights,
-        no_decay=[name for name, _ in weights if not uses_weight_decay(name)],
+        start,
+        train=config.train,
         zero=config.zero,
-        precision=config.train.precision,
-        betas=config.train.betas,
-        eps=config.train.adam_eps,
-        weight_decay=config.train.weight_decay,
-        max_grad_norm=config.train.max_grad_norm,
-        micro_batch_rows=config.train.micro_batch_rows,
+        sparsity=config.sparsity,
         accumulation_steps=batches.micro_steps,
         device=topology.device,
     )
-    sparsity = None
-    if config.sparsity is not None:
-        sparsity = SparsityController(
-            config.sparsity,
-            engine.partition,
-            prunable=[name for name, _ in weights if is_prunable(name)],
-            optimizer=engine.deepspeed_engine.basic_optimizer,
-        )
-    restore_engine(engine, start, sparsity)
     metrics = Metrics(
         MetricsFiles(folder.metrics_file, folder.tensorboard),
         topology=topology,
@@ -125,29 +112,21 @@ def run_pretraining(
     )
 
     def save(state: TrainState) -> None:
-        if sparsity is not None and (name := sparsity.find_violation()) is not None:
-            raise RuntimeError(f"a pruned weight of {name} is not zero: the masks are not enforced")
-        save_checkpoint(
-            folder.checkpoints,
-            step=state.step,
+        save_run(
+            folder,
+            state,
+            engine=engine,
+            sparsity=sparsity,
             attempt=attempt,
-            partition=engine.partition,
-            packed_masks=sparsity.packed_masks() if sparsity is not None else {},
-            state={
+            keep_last=config.checkpoint.keep_last,
+            topology=topology,
+            described={
                 "config": config.model_dump(mode="json"),
                 "identity": dict(identity),
-                "train": state.to_dict(),
-                "sparsity": asdict(sparsity.state) if sparsity is not None else None,
                 "zero_stage": config.zero.stage,
                 "metrics": metrics.latest,
-                "versions": {
-                    name: version(name) for name in ("torch", "deepspeed", "transformers")
-                },
             },
         )
-        if topology.is_first:
-            keep_last = config.checkpoint.keep_last
-            remove_old(folder.checkpoints, newest=state.step, keep_last=keep_last)
 
     try:
         return train(
@@ -178,7 +157,80 @@ def run_pretraining(
         metrics.close()
 
 
-def _agree_on_start(folder: RunFolder, topology: Topology) -> tuple[Checkpoint | None, str]:
+def build_restored_engine(
+    module: nn.Module,
+    start: Start,
+    *,
+    train: TrainConfig,
+    zero: ZeroConfig,
+    sparsity: SparsityConfig | None,
+    accumulation_steps: int,
+    device: torch.device,
+) -> tuple[Engine, SparsityController | None]:
+    """Collective: an engine around `module` that holds exactly what `start` says."""
+    fill_module(module, start)
+    weights = named_weights(module)
+    engine = build_engine(
+        module,
+        named_parameters=weights,
+        no_decay=[name for name, _ in weights if not uses_weight_decay(name)],
+        zero=zero,
+        precision=train.precision,
+        betas=train.betas,
+        eps=train.adam_eps,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        micro_batch_rows=train.micro_batch_rows,
+        accumulation_steps=accumulation_steps,
+        device=device,
+    )
+    controller = None
+    if sparsity is not None:
+        controller = SparsityController(
+            sparsity,
+            engine.partition,
+            prunable=[name for name, _ in weights if is_prunable(name)],
+            optimizer=engine.deepspeed_engine.basic_optimizer,
+        )
+    restore_engine(engine, start, controller)
+    return engine, controller
+
+
+def save_run(
+    folder: RunFolder,
+    state: TrainState,
+    *,
+    engine: Engine,
+    sparsity: SparsityController | None,
+    attempt: str,
+    keep_last: int,
+    topology: Topology,
+    described: Mapping[str, Any],
+) -> None:
+    """Collective: a checkpoint of `state`, and old ones removed; refused if masks do not hold.
+
+    `described`: configuration, identity, ZeRO stage and figures, for the manifest.
+    """
+    if sparsity is not None and (name := sparsity.find_violation()) is not None:
+        raise RuntimeError(f"a pruned weight of {name} is not zero: the masks are not enforced")
+    save_checkpoint(
+        folder.checkpoints,
+        step=state.step,
+        attempt=attempt,
+        partition=engine.partition,
+        packed_masks=sparsity.packed_masks() if sparsity is not None else {},
+        state={
+            **described,
+            "train": state.to_dict(),
+            "sparsity": asdict(sparsity.state) if sparsity is not None else None,
+            "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
+        },
+    )
+    if topology.is_first:
+        remove_old(folder.checkpoints, newest=state.step, keep_last=keep_last)
+
+
+def agree_on_start(folder: RunFolder, topology: Topology) -> tuple[Checkpoint | None, str]:
     """Collective: the newest good checkpoint, verified by rank 0, and a new attempt's name.
 
     Rank 0 also cuts the metrics back to that checkpoint.

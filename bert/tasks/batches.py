@@ -46,6 +46,8 @@ class TaskMicroBatch:
 class TaskBatches:
     """The batches of one rank. `evaluation`: step 0 is the whole split, in order."""
 
+    loss_name = "train/loss"
+
     def __init__(
         self,
         rows: Sequence[Row],

@@ -1,0 +1,315 @@
+"""One process of a fine-tuning run: train, masks frozen; choose by dev; score the test once.
+
+train       the loop of pretraining; each evaluation on dev saves a checkpoint, the best is kept
+score       the best checkpoint, in a new engine: dev again, and test if it is asked for
+results     runs/NAME/seed-1/results.json and predictions.jsonl, by rank 0
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bert.metrics import Metrics, MetricsFiles
+from bert.model import ModelConfig, flops_per_token, is_prunable
+from bert.pretraining import TrainState, train
+from bert.restoring import Start, resume_start, transfer_start
+from bert.tasks.batches import TaskBatches
+from bert.tasks.finetuning import TaskValidation
+from bert.tasks.predicting import Predictions, predict
+from bert.vocabulary import load_vocabulary
+from distributed.checkpoint import Checkpoint, list_steps, step_folder
+from distributed.collectives import broadcast_json
+from distributed.topology import Topology, detect_topology, ensure_process_group
+from launch.configuration import dump_yaml
+from launch.finetune_configuration import FinetuneConfig
+from launch.finetune_setup import (
+    FinetunePlan,
+    Inputs,
+    build_new_task_model,
+    read_inputs,
+    read_results,
+)
+from launch.run_folder import RunFolder, read_metrics, run_folder_of, write_atomically
+from launch.worker import agree_on_start, build_restored_engine, log_to_file, save_run
+from sparsity.controller import SparsityController
+from sparsity.schedule import SparsityConfig
+
+log = logging.getLogger(__name__)
+
+
+def run_finetuning(
+    config: FinetuneConfig,
+    plan: FinetunePlan,
+    *,
+    use_gpu: bool,
+    report: Callable[[dict[str, Any]], None] = lambda _: None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> TrainState:
+    """Collective: start or continue the run of one seed, to its scores or to an agreed stop.
+
+    Args:
+        config: with absolute paths and one seed; the driver has checked it (finetune_setup.py).
+        plan: what the driver found.
+        use_gpu: whether each process has a GPU of its own.
+        report: called after each checkpoint, equally often on all ranks.
+        stop_requested: asked after each step; one rank's yes is enough.
+    """
+    topology = detect_topology(use_gpu=use_gpu)
+    ensure_process_group(topology)
+    folder = run_folder_of(config)
+    log_to_file(folder.logs / f"worker-{topology.rank}.log")
+    if topology.device.type == "cpu":
+        torch.set_num_threads(max(1, int(config.launch.cpus_per_worker)))
+    try:
+        vocabulary = load_vocabulary(folder.vocab_file, lower_case=plan.lower_case)
+        run = _Run(config, plan, read_inputs(config, vocabulary), topology, folder)
+        state, is_trained = run.train(report, stop_requested)
+        if is_trained:
+            run.score()
+        return state
+    except Exception:
+        log.exception("worker %d failed", topology.rank)
+        raise
+
+
+class _Run:
+    """One seed's run in one process."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        plan: FinetunePlan,
+        inputs: Inputs,
+        topology: Topology,
+        folder: RunFolder,
+    ) -> None:
+        self.config, self.plan, self.inputs = config, plan, inputs
+        self.topology, self.folder = topology, folder
+        self.model = ModelConfig.model_validate({**plan.model, "vocab": folder.vocab_file})
+        self.sparsity = SparsityConfig.model_validate(plan.sparsity) if plan.sparsity else None
+        self.num_rows = len(inputs.splits["train"].rows)
+        self.train_config = config.train.plan(self.num_rows)
+
+    def train(
+        self, report: Callable[[dict[str, Any]], None], stop_requested: Callable[[], bool]
+    ) -> tuple[TrainState, bool]:
+        """Collective: the state at the end, and whether training is done."""
+        config, topology, folder = self.config, self.topology, self.folder
+        checkpoint, attempt = agree_on_start(folder, topology)
+        module = build_new_task_model(config, self.model, self.inputs)
+        if checkpoint is not None:
+            start = resume_start(checkpoint)
+        else:
+            assert self.plan.source is not None
+            start = transfer_start(
+                self.plan.source, module, self.model, sparsity=self.sparsity, encoder_only=True
+            )
+        log.info("starting from %s at step %d", start.origin, start.state.step)
+        interval = config.train.evaluation_interval_steps(self.num_rows)
+        validation = TaskValidation(
+            interval_steps=interval,
+            patience=config.train.patience,
+            split=self.inputs.splits["dev"],
+            batches=self.batches("dev"),
+            task=config.task,
+            labels=self.inputs.data.labels,
+            history=self._history(),
+        )
+        batches = self.batches("train")
+        engine, sparsity = build_restored_engine(
+            module,
+            start,
+            train=self.train_config,
+            zero=config.zero,
+            sparsity=self.sparsity,
+            accumulation_steps=batches.micro_steps,
+            device=topology.device,
+        )
+        metrics = Metrics(
+            MetricsFiles(folder.metrics_file, folder.tensorboard),
+            topology=topology,
+            start_step=start.state.step,
+            flops_per_token=flops_per_token(
+                self.model,
+                vocab_size=0,
+                max_seq_len=config.task.max_seq_len,
+                mlm_probability=0.0,
+            ),
+            config_text=dump_yaml(config),
+        )
+
+        def save(state: TrainState) -> None:
+            save_run(
+                folder,
+                state,
+                engine=engine,
+                sparsity=sparsity,
+                attempt=attempt,
+                keep_last=config.checkpoint.keep_last,
+                topology=topology,
+                described=self._described(metrics.latest),
+            )
+            if topology.is_first and validation.best_step == state.step:
+                _keep_best(folder, state.step)
+
+        try:
+            state = train(
+                self.train_config,
+                start.state,
+                seed=config.seed,
+                engine=engine,
+                batches=batches,
+                sparsity=sparsity,
+                evaluator=validation,
+                metrics=metrics,
+                save_interval_steps=interval,
+                save=save,
+                report=report,
+                stop_requested=stop_requested,
+            )
+        finally:
+            metrics.close()
+        return state, state.step >= self.train_config.total_steps or validation.is_satisfied
+
+    def score(self) -> None:
+        """Collective: score the best checkpoint, and write what it scored."""
+        best = self._agree_on_best()
+        module = build_new_task_model(self.config, self.model, self.inputs)
+        start: Start = resume_start(best)
+        engine, sparsity = build_restored_engine(
+            module,
+            start,
+            train=self.train_config,
+            zero=self.config.zero,
+            sparsity=self.sparsity,
+            accumulation_steps=1,
+            device=self.topology.device,
+        )
+        names = ["dev"]
+        if self.config.score_test and self.config.task.test is not None:
+            names.append("test")
+        found = {
+            name: predict(
+                engine,
+                self.inputs.splits[name],
+                self.batches(name),
+                task=self.config.task,
+                labels=self.inputs.data.labels,
+            )
+            for name in names
+        }
+        if self.topology.is_first:
+            self._write_results(found, best, sparsity)
+
+    def batches(self, split: str) -> TaskBatches:
+        """This rank's batches of a split."""
+        return TaskBatches(
+            self.inputs.splits[split].rows,
+            pad_id=self.inputs.vocabulary.pad_id,
+            seed=self.config.seed,
+            global_batch_rows=self.config.train.global_batch_rows,
+            micro_batch_rows=self.config.train.micro_batch_rows,
+            rank=self.topology.rank,
+            world_size=self.topology.world_size,
+            evaluation=split != "train",
+        )
+
+    def _history(self) -> list[tuple[int, float]]:
+        """Collective: what dev scored before the restored step, as rank 0's metrics say."""
+        key = f"dev/{self.config.task.main_metric}"
+        found = []
+        if self.topology.is_first:
+            records = read_metrics(self.folder.metrics_file)
+            found = [(record["step"], record[key]) for record in records if key in record]
+        return [(int(step), float(score)) for step, score in broadcast_json(found)]
+
+    def _agree_on_best(self) -> Checkpoint:
+        """Collective: the checkpoint that dev chose, the same for all ranks."""
+        steps = list_steps(self.folder.best) if self.topology.is_first else []
+        step = broadcast_json(steps[-1] if steps else None)
+        if step is None:
+            raise RuntimeError(f"{self.folder.best} has no checkpoint")
+        return Checkpoint(step_folder(self.folder.best, step))
+
+    def _described(self, latest: Mapping[str, Any]) -> dict[str, Any]:
+        model = self.model.model_dump(mode="json")
+        return {
+            "config": {**self.config.model_dump(mode="json"), "model": model},
+            "identity": self.plan.identity,
+            "zero_stage": self.config.zero.stage,
+            "labels": list(self.inputs.data.labels),
+            "metrics": dict(latest),
+        }
+
+    def _write_results(
+        self,
+        found: Mapping[str, Predictions],
+        best: Checkpoint,
+        sparsity: SparsityController | None,
+    ) -> None:
+        """Rank 0: scores, and what is needed to judge them."""
+        config, data = self.config, self.inputs.data
+        before = read_results(self.folder) or {}
+        prunable = sum(n for name, n in best.numels.items() if is_prunable(name))
+        pruned = sparsity.pruned_numel if sparsity is not None else 0
+        total = sum(best.numels.values())
+        results = {
+            "task": config.task.kind,
+            "main_metric": config.task.main_metric,
+            "init_from": str(config.model.init_from),
+            "seed": config.seed,
+            "learning_rate": config.train.learning_rate,
+            "epochs": config.train.epochs,
+            "total_steps": self.train_config.total_steps,
+            "best_step": best.step,
+            "dev": {"loss": found["dev"].loss, **found["dev"].figures},
+            "test": (
+                {"loss": found["test"].loss, **found["test"].figures}
+                if "test" in found
+                else before.get("test")
+            ),
+            "examples": {name: len(split.examples) for name, split in data.splits.items()},
+            "reports": self.inputs.reports(),
+            "labels": list(data.labels),
+            "sparsity": {
+                "over_prunable": pruned / prunable,
+                "parameters_kept_prunable": prunable - pruned,
+                "parameters_kept": total - pruned,
+                "parameters": total,
+                "digest": sparsity.state.digest if sparsity is not None else None,
+            },
+        }
+        if "test" in found:
+            _write_predictions(self.folder.path / "predictions.jsonl", found["test"].values)
+        write_atomically(self.folder.results_file, json.dumps(results, indent=1) + "\n")
+
+
+def _keep_best(folder: RunFolder, step: int) -> None:
+    """Hold on to the checkpoint of `step` in best/, by hard links: it costs no space or time."""
+    kept = step_folder(folder.best, step)
+    partial = folder.best / f".{kept.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(step_folder(folder.checkpoints, step), partial, copy_function=_link)
+    shutil.rmtree(kept, ignore_errors=True)
+    os.replace(partial, kept)
+    for other in list_steps(folder.best):
+        if other != step:
+            shutil.rmtree(step_folder(folder.best, other))
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+
+
+def _write_predictions(file: Path, values: list[Any]) -> None:
+    lines = "".join(json.dumps({"example": i, "predicted": v}) + "\n" for i, v in enumerate(values))
+    write_atomically(file, lines)
