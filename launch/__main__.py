@@ -209,6 +209,37 @@ def finetune(
 
 
 @app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A study's YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="field=value ...", help="Fields to set over the file's."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare models on tasks: fine-tune what is missing, and write one table and one plot.
+
+    A small grid of learning rates is decided by dev; test is scored once, at the chosen rate and,
+    for a model with a twin, at the twin's. Writes runs_dir/name with table.md, table.csv,
+    table.json and scores.png; run again, it goes on.
+
+    \b
+    Example:
+      sparsebert compare configs/studies/miniature.yaml
+    """  # noqa: D301 (\b keeps the lines below it apart)
+    from launch.configuration import load_config, resolve_paths
+    from launch.study import StudyConfig
+
+    study = resolve_paths(load_config(config, overrides or [], root=StudyConfig))
+    from launch.compare import compare as run_study
+
+    rows = run_study(study, quiet=as_json)
+    if as_json:
+        return _print_json(rows)
+    typer.echo((study.folder / "table.md").read_text(encoding="utf-8"))
+
+
+@app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")], as_json: AsJson = False
 ) -> None:

@@ -107,6 +107,8 @@ class TaskBatches:
     def micro_batches(self, step: int) -> Iterator[TaskMicroBatch]:
         """This rank's `micro_steps` micro-batches."""
         ids, size = self.row_ids(step)[self._first : self._end], self._micro_batch_rows
+        # Rows of like length share a forward, and so little padding.
+        ids = ids[np.argsort(self._lengths[ids], kind="stable")]
         for at in range(0, self.micro_steps * size, size):
             yield self._micro_batch(ids[at : at + size])
 
