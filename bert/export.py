@@ -118,7 +118,7 @@ def export_model(
 
 
 def load_export(
-    folder: Path, *, model_config: ModelConfig | None = None, pooler: bool = False
+    folder: Path, *, model_config: ModelConfig | None = None, heads: bool = False
 ) -> Export:
     """Read an export or any Hugging Face BERT folder that has safetensors.
 
@@ -129,12 +129,12 @@ def load_export(
         folder: the Hugging Face folder.
         model_config: refuse a folder of other dimensions or with another vocabulary; the number of
             heads shows in no tensor's shape.
-        pooler: also read the pooler, if there is one.
+        heads: also read the pooler and the head, whatever it is.
     """
     bert_config = read_bert_config(folder)
     if model_config is not None:
         _check_dimensions(bert_config, model_config=model_config, folder=folder)
-    state = _read_state(folder, pooler=pooler)
+    state = _read_state(folder, heads=heads)
     mask_file = folder / KEEP_MASK_FILE
     if not mask_file.exists():
         return Export(state, None, None)
@@ -278,7 +278,7 @@ def _check_dimensions(
         raise BadInput(f"model.vocab ({ours}) is not the vocabulary of model.init_from ({folder})")
 
 
-def _read_state(folder: Path, *, pooler: bool) -> dict[str, torch.Tensor]:
+def _read_state(folder: Path, *, heads: bool) -> dict[str, torch.Tensor]:
     """Every trained weight of the folder, fp32, by canonical name."""
     state: dict[str, torch.Tensor] = {}
     for path in _weight_files(folder):
@@ -298,11 +298,11 @@ def _read_state(folder: Path, *, pooler: bool) -> dict[str, torch.Tensor]:
             raise BadInput(
                 f"{folder} has a decoder of its own ({copy}): only tied ones are supported"
             )
-    kept = ("embeddings.", "encoder.", "cls.predictions.", *(("pooler.",) if pooler else ()))
+    kept = ("embeddings.", "encoder.", "cls.predictions.")
     return {
         name: weight
         for name, weight in state.items()
-        if name.startswith(kept) and not name.endswith("_ids")
+        if (heads or name.startswith(kept)) and not name.endswith("_ids")
     }
 
 

@@ -29,6 +29,18 @@ class TrainConfig(Config):
     learning_rate: float = Field(..., gt=0)
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(0, ge=0)
+    lr_rewind_interval_steps: int | None = Field(
+        None,
+        ge=1,
+        description="begin the decay anew every so many steps, in step with the masks' updates as "
+        "Prune Once for All and oBERT do",
+    )
+    lr_rewind_end_step: int | None = Field(
+        None, ge=1, description="the last rewind; from there the decay goes to the end"
+    )
+    lr_floor: float = Field(
+        0.0, ge=0, lt=1, description="share of learning_rate that a decay ends at"
+    )
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     adam_eps: float = Field(
@@ -46,6 +58,18 @@ class TrainConfig(Config):
             raise ValueError(
                 f"train.warmup_steps ({self.warmup_steps}) is above "
                 f"train.total_steps ({self.total_steps})"
+            )
+        if (self.lr_rewind_interval_steps is None) != (self.lr_rewind_end_step is None):
+            raise ValueError(
+                "set both of train.lr_rewind_interval_steps and train.lr_rewind_end_step, or none"
+            )
+        if self.lr_rewind_end_step is not None and not (
+            self.warmup_steps < self.lr_rewind_end_step < self.total_steps
+        ):
+            raise ValueError(
+                f"train.lr_rewind_end_step ({self.lr_rewind_end_step}) must lie between "
+                f"train.warmup_steps ({self.warmup_steps}) and train.total_steps "
+                f"({self.total_steps})"
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas {self.betas} must lie in [0, 1)")
@@ -188,14 +212,30 @@ def train(
 
 
 def compute_learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of the update that finishes `step`, counted from 0: warm-up, then decay to 0."""
+    """The rate of the update that finishes `step`, counted from 0: warm-up, then decay.
+
+    With rewinds the decay begins anew at warmup_steps + k * lr_rewind_interval_steps, as long as
+    that is before lr_rewind_end_step, and there for the last time.
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.lr_schedule == "constant":
         return config.learning_rate
-    done = (step - config.warmup_steps) / max(1, config.total_steps - config.warmup_steps)
+    start, end = _decay_segment(config, step)
+    done = (step - start) / max(1, end - start)
     factor = 1 - done if config.lr_schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return config.learning_rate * factor
+    return config.learning_rate * (config.lr_floor + (1 - config.lr_floor) * factor)
+
+
+def _decay_segment(config: TrainConfig, step: int) -> tuple[int, int]:
+    """First step and end of the decay that `step` is in."""
+    interval, last = config.lr_rewind_interval_steps, config.lr_rewind_end_step
+    if interval is None or last is None:
+        return config.warmup_steps, config.total_steps
+    if step >= last:
+        return last, config.total_steps
+    start = step - (step - config.warmup_steps) % interval
+    return start, min(start + interval, last)
 
 
 def seed_dropout(seed: int, step: int, micro_step: int, rank: int) -> None:

@@ -98,7 +98,7 @@ def transfer_start(
     Raises:
         BadInput: `source` does not fit, or its masks would be lost.
     """
-    weights, masks, digest = _read_source(source, config)
+    weights, masks, digest = read_source(source, config)
     if encoder_only:
         weights = {n: w for n, w in weights.items() if n.startswith(_ENCODER)}
     own = {name: p.detach().float().clone().view(-1) for name, p in named_weights(module)}
@@ -156,12 +156,12 @@ def restore_engine(engine: Engine, start: Start, sparsity: SparsityController | 
     engine.partition.check()
 
 
-def _read_source(
+def read_source(
     source: Path, config: ModelConfig
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None, str | None]:
-    """Flattened weights, keep-masks if there are any, and their digest."""
+    """Flattened weights, keep-masks if there are any, and their digest; heads are among them."""
     if not (source / MANIFEST).exists():
-        export = load_export(source, model_config=config, pooler=True)
+        export = load_export(source, model_config=config, heads=True)
         weights = {name: value.flatten() for name, value in export.state.items()}
         if export.keep_masks is None:
             return weights, None, None

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from bert.corpora.batches import DataConfig
+from bert.distillation import DistillationConfig
 from bert.evaluation import EvaluationConfig
 from bert.model import ModelConfig
 from bert.pretraining import TrainConfig
@@ -74,6 +75,9 @@ class PretrainConfig(Config):
     evaluation: EvaluationConfig = defaults_of(EvaluationConfig)
     zero: ZeroConfig = defaults_of(ZeroConfig)
     sparsity: SparsityConfig | None = Field(None, description="null trains a dense model")
+    distillation: DistillationConfig | None = Field(
+        None, description="null learns from the text alone"
+    )
     checkpoint: CheckpointConfig = defaults_of(CheckpointConfig)
     launch: LaunchConfig = defaults_of(LaunchConfig)
 

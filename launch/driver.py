@@ -47,7 +47,7 @@ def run(config: AnyRunConfig, *, local: bool = False) -> int:
     plan = check_job(config)
     folder = run_folder_of(config)
     if plan.is_complete:
-        return report_end(folder, plan.finished_steps, is_finished=True, plan=plan)
+        return report_end(folder, plan.finished_steps, plan.total_steps, ended_early=True)
     attempt = folder.ray / f"attempt-{time.time_ns()}"
     logs = attempt / "logs"
     with ray_cluster(config.launch, log_folder=logs):
@@ -147,7 +147,7 @@ def _follow(trainer: Any, config: AnyRunConfig, plan: RunPlan, attempt: Path) ->
         print(f"error: training failed, {reason} (logs: {folder.logs}, {attempt})", file=sys.stderr)
         return 1
     newest = _newest_step(folder)
-    return report_end(folder, newest, is_finished=is_finished(folder, plan, newest), plan=plan)
+    return report_end(folder, newest, total, ended_early=is_finished(folder, plan, newest))
 
 
 class _Failures:

@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from bert.distillation import DistillationConfig
 from bert.tasks.configuration import SplitConfig, TaskConfig
 from bert.tasks.finetuning import FinetuneTrainConfig
 from bert.tasks.sources import HUB_PREFIX
@@ -35,6 +36,9 @@ class FinetuneConfig(Config):
     model: SourceConfig
     task: TaskConfig
     train: FinetuneTrainConfig = defaults_of(FinetuneTrainConfig)
+    distillation: DistillationConfig | None = Field(
+        None, description="null learns from the labels alone"
+    )
     zero: ZeroConfig = defaults_of(ZeroConfig)
     checkpoint: CheckpointConfig = CheckpointConfig(interval_steps=1, keep_last=1)
     launch: LaunchConfig = defaults_of(LaunchConfig)

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bert.model import ModelConfig
 from bert.restoring import transfer_start
 from bert.source_model import describe_source
 from bert.tasks.encoding import EncodedSplit, encode_split
 from bert.tasks.model import TaskModel, build_task_model
 from bert.tasks.splits import TaskData, load_task
+from bert.teacher import load_teacher
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.checkpoint import find_newest
 from distributed.errors import BadInput
@@ -94,6 +97,7 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
             sparsity=_sparsity_config(sparsity),
             encoder_only=True,
         )
+    build_task_teacher(config, inputs, device=torch.device("cpu"))
     fields = {
         "seed": config.seed,
         "model": {
@@ -108,6 +112,11 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
         },
         "train": config.train.model_dump(mode="json", exclude=_FREE_TRAIN_FIELDS),
         "sparsity": sparsity,
+        "distillation": (
+            config.distillation.model_dump(mode="json", exclude={"teacher"})
+            if config.distillation
+            else None
+        ),
     }
     check_identity(folder, fields)
     return FinetunePlan(
@@ -159,7 +168,26 @@ def build_new_task_model(config: FinetuneConfig, model: ModelConfig, inputs: Inp
         hidden_dropout=config.train.hidden_dropout,
         attention_dropout=config.train.attention_dropout,
         seed=config.seed,
+        distillation=config.distillation,
     )
+
+
+def build_task_teacher(
+    config: FinetuneConfig, inputs: Inputs, *, device: torch.device
+) -> TaskModel | None:
+    """The fine-tuned model that distillation.teacher names; None without one.
+
+    Raises:
+        BadInput: it is not there, has another vocabulary, or another task's head.
+    """
+    if config.distillation is None:
+        return None
+    source = resolve_source(config.distillation.teacher)
+    described = describe_source(source, vocab=inputs.vocabulary.path)
+    student = config.model_copy(update={"distillation": None})
+    module = build_new_task_model(student, described.config, inputs)
+    load_teacher(module, source, described.config, device=device, precision=config.train.precision)
+    return module
 
 
 def read_results(folder: RunFolder) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from bert.restoring import Start, resume_start, transfer_start
 from bert.tasks.batches import TaskBatches
 from bert.tasks.finetuning import TaskValidation
 from bert.tasks.predicting import Predictions, predict
+from bert.teacher import DistilledBatches
 from bert.vocabulary import load_vocabulary
 from distributed.checkpoint import Checkpoint, list_steps, step_folder
 from distributed.collectives import broadcast_json
@@ -32,6 +33,7 @@ from launch.finetune_setup import (
     FinetunePlan,
     Inputs,
     build_new_task_model,
+    build_task_teacher,
     read_inputs,
     read_results,
 )
@@ -122,6 +124,7 @@ class _Run:
             history=self._history(),
         )
         batches = self.batches("train")
+        teacher = build_task_teacher(config, self.inputs, device=topology.device)
         engine, sparsity = build_restored_engine(
             module,
             start,
@@ -164,7 +167,7 @@ class _Run:
                 start.state,
                 seed=config.seed,
                 engine=engine,
-                batches=batches,
+                batches=batches if teacher is None else DistilledBatches(batches, teacher),
                 sparsity=sparsity,
                 evaluator=validation,
                 metrics=metrics,

@@ -48,7 +48,7 @@ def run_locally(config: AnyRunConfig) -> int:
         # Rank 0 writes what makes a run finished; the others hear it from rank 0.
         finished = bool(broadcast_json(is_finished(folder, plan, finished_steps)))
     if topology.is_first:
-        return report_end(folder, finished_steps, is_finished=finished, plan=plan)
+        return report_end(folder, finished_steps, plan.total_steps, ended_early=finished)
     return 0 if finished else STOPPED_EXIT_CODE
 
 

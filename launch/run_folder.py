@@ -129,7 +129,14 @@ def identity(
         "data": {**data, "fingerprint": data_fingerprint},
         "train": config.train.model_dump(mode="json", exclude=_FREE_TRAIN_FIELDS),
         "sparsity": config.sparsity.model_dump(mode="json") if config.sparsity else None,
+        "distillation": _distillation(config),
     }
+
+
+def _distillation(config: "PretrainConfig") -> dict[str, Any] | None:
+    if config.distillation is None:
+        return None
+    return config.distillation.model_dump(mode="json", exclude={"teacher"})
 
 
 def check_identity(folder: RunFolder, identity: Mapping[str, Any]) -> bool:

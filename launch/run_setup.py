@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bert.corpora.shards import open_corpus
 from bert.corpora.unigram import load_unigram_counts
 from bert.model import PretrainingModel, build_model
 from bert.restoring import transfer_start
+from bert.source_model import describe_source
+from bert.teacher import load_teacher
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.checkpoint import MANIFEST, find_newest
 from distributed.zero import check_advanced
@@ -73,6 +77,7 @@ def check_run(config: PretrainConfig) -> RunPlan:
             config.model,
             sparsity=config.sparsity,
         )
+    build_teacher(config, vocabulary, device=torch.device("cpu"))
     fields = identity(
         config,
         data_fingerprint=corpus.fingerprint,
@@ -108,7 +113,32 @@ def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> Pretraini
         hidden_dropout=config.train.hidden_dropout,
         attention_dropout=config.train.attention_dropout,
         seed=config.seed,
+        distillation=config.distillation,
     )
+
+
+def build_teacher(
+    config: PretrainConfig, vocabulary: Vocabulary, *, device: torch.device
+) -> PretrainingModel | None:
+    """The model that distillation.teacher names; None without one.
+
+    Raises:
+        BadInput: it is not there, has another vocabulary, or lacks the language modelling head.
+    """
+    if config.distillation is None:
+        return None
+    source = resolve_source(config.distillation.teacher)
+    described = describe_source(source, vocab=config.model.vocab)
+    module = build_model(
+        described.config,
+        vocab_size=vocabulary.size,
+        pad_id=vocabulary.pad_id,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        seed=0,
+    )
+    load_teacher(module, source, described.config, device=device, precision=config.train.precision)
+    return module
 
 
 def fingerprint(source: Path) -> str:

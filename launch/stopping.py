@@ -12,12 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from launch.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from launch.run_setup import RunPlan
 
 # The run is saved and not finished: the same command continues it (EX_TEMPFAIL of sysexits.h).
 STOPPED_EXIT_CODE = 75
@@ -56,14 +52,17 @@ def signals_request_stop(stop_file: Path, *, say: bool = True) -> Iterator[None]
 
 
 def report_end(
-    folder: RunFolder, finished_steps: int, *, is_finished: bool, plan: "RunPlan"
+    folder: RunFolder, finished_steps: int, total_steps: int, *, ended_early: bool = False
 ) -> int:
-    """Say how far the run is, and how it goes on if it was stopped; the exit code."""
-    if is_finished:
+    """Say how far the run is, and how it goes on if it was stopped; the exit code.
+
+    `ended_early`: it has nothing left to do, whatever its number of steps (fine-tuning).
+    """
+    if ended_early or finished_steps >= total_steps:
         print(f"{folder.path} is complete: {finished_steps} steps", flush=True)
         return 0
     print(
-        f"{folder.path} is stopped and saved at step {finished_steps} of {plan.total_steps}: "
+        f"{folder.path} is stopped and saved at step {finished_steps} of {total_steps}: "
         "the same command continues it",
         flush=True,
     )

@@ -30,6 +30,7 @@ from bert.restoring import (
     resume_start,
     transfer_start,
 )
+from bert.teacher import DistilledBatches
 from bert.vocabulary import load_vocabulary
 from distributed.checkpoint import Checkpoint, find_newest, remove_old, save_checkpoint
 from distributed.collectives import broadcast_json
@@ -37,7 +38,7 @@ from distributed.topology import Topology, detect_topology, ensure_process_group
 from distributed.zero import Engine, ZeroConfig, build_engine
 from launch.configuration import PretrainConfig, dump_yaml
 from launch.run_folder import RunFolder, run_folder_of, truncate_metrics
-from launch.run_setup import build_new_model
+from launch.run_setup import build_new_model, build_teacher
 from sparsity.controller import SparsityController
 from sparsity.schedule import SparsityConfig
 
@@ -98,6 +99,7 @@ def run_pretraining(
         accumulation_steps=batches.micro_steps,
         device=topology.device,
     )
+    teacher = build_teacher(config, vocabulary, device=topology.device)
     metrics = Metrics(
         MetricsFiles(folder.metrics_file, folder.tensorboard),
         topology=topology,
@@ -134,7 +136,7 @@ def run_pretraining(
             start.state,
             seed=config.seed,
             engine=engine,
-            batches=batches,
+            batches=batches if teacher is None else DistilledBatches(batches, teacher),
             sparsity=sparsity,
             evaluator=build_evaluator(
                 config.evaluation,
