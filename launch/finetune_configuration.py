@@ -33,7 +33,9 @@ class FinetuneConfig(Config):
         coerce_numbers_to_str=True, description="of the folder in launch.runs_dir, a run a seed"
     )
     seeds: list[int] = Field([1], min_length=1)
-    model: SourceConfig
+    model: SourceConfig = Field(
+        description="what to start from, as in model.init_from=runs/demo-general"
+    )
     task: TaskConfig
     train: FinetuneTrainConfig = defaults_of(FinetuneTrainConfig)
     distillation: DistillationConfig | None = Field(
