@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from transformers import BertForMaskedLM
 
-from bert.export import export_model
-from bert.model import ModelConfig, build_bert_config, named_weights
+from bert.export import build_meta_model, export_model
+from bert.heads import MASKED_LM, Head, task_head
+from bert.model import ModelConfig, named_weights
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.checkpoint import MANIFEST, MASK, MASTER, Checkpoint
 from distributed.errors import BadInput
@@ -57,7 +57,14 @@ def export_checkpoint(source: Path, output: Path, *, vocab: Path | None = None) 
     problems = find_problems(checkpoint.state, counts, digest)
     if problems:
         raise BadInput(f"{folder} contradicts itself ({problems[0]}): export another checkpoint")
-    state, keep_masks = _read_weights(checkpoint, _weight_shapes(model_config, vocabulary))
+    head = _head_of(checkpoint)
+    shapes = {
+        name: weight.shape
+        for name, weight in named_weights(
+            build_meta_model(model_config, vocab_size=vocabulary.size, head=head)
+        )
+    }
+    state, keep_masks = _read_weights(checkpoint, shapes)
     train = checkpoint.state.get("train") or {}
     report: dict[str, Any] = {
         "name": config.get("name", "BERT"),
@@ -77,6 +84,7 @@ def export_checkpoint(source: Path, output: Path, *, vocab: Path | None = None) 
         report=report,
         output=output,
         lower_case=vocabulary.lower_case,
+        head=head,
     )
     pruned = sum(count.pruned for count in counts.values())
     prunable = sum(count.numel for count in counts.values())
@@ -108,8 +116,8 @@ def _read_configs(checkpoint: Checkpoint) -> tuple[dict[str, Any], ModelConfig]:
 def _find_vocabulary(checkpoint: Checkpoint, path: Path) -> Vocabulary:
     if not path.is_file():
         raise BadInput(f"the vocabulary {path} is not there: give its place with --vocab FILE")
-    vocabulary = load_vocabulary(path)
     model = (checkpoint.state.get("identity") or {}).get("model") or {}
+    vocabulary = load_vocabulary(path, lower_case=model.get("lower_case"))
     if model.get("vocab_sha256", vocabulary.sha256) != vocabulary.sha256:
         raise BadInput(
             f"{path} is not the vocabulary that {checkpoint.path} was trained with: give the right "
@@ -118,13 +126,12 @@ def _find_vocabulary(checkpoint: Checkpoint, path: Path) -> Vocabulary:
     return vocabulary
 
 
-def _weight_shapes(model_config: ModelConfig, vocabulary: Vocabulary) -> dict[str, torch.Size]:
-    bert_config = build_bert_config(
-        model_config, vocab_size=vocabulary.size, pad_id=vocabulary.pad_id
-    )
-    with torch.device("meta"):
-        model = BertForMaskedLM(bert_config)
-    return {name: weight.shape for name, weight in named_weights(model)}
+def _head_of(checkpoint: Checkpoint) -> Head:
+    """The head that the checkpoint was trained with."""
+    task = (checkpoint.state.get("config") or {}).get("task")
+    if not isinstance(task, dict):
+        return MASKED_LM
+    return task_head(str(task.get("kind")), checkpoint.state.get("labels") or [])
 
 
 def _read_weights(

@@ -227,7 +227,7 @@ def is_run(path: Path) -> bool:
 
 
 def resolve_source(path: Path) -> Path:
-    """The folder to read a model from: a run's newest good checkpoint, or `path` itself.
+    """The folder to read a model from: a run's best or newest good checkpoint, or `path` itself.
 
     Args:
         path: a run, a checkpoint or a Hugging Face folder.
@@ -238,7 +238,10 @@ def resolve_source(path: Path) -> Path:
     if is_run(path):
         from distributed.checkpoint import find_newest
 
-        checkpoint, refused = find_newest(RunFolder(path).checkpoints)
+        # Of fine-tuning, once it is done, the one that dev chose.
+        folder = RunFolder(path)
+        chosen = folder.best if folder.results_file.exists() else folder.checkpoints
+        checkpoint, refused = find_newest(chosen)
         if checkpoint is not None:
             return checkpoint.path
         reason = f"no good checkpoint ({refused[0]})" if refused else "no checkpoint yet"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bert.keep_mask import load_keep_masks
 from distributed.checkpoint import MASK, MASTER, Checkpoint, list_steps, step_folder
 from distributed.errors import BadInput
 from launch.exporting import export_checkpoint
@@ -184,6 +185,59 @@ def test_words_in_windows_from_a_dense_folder(
     assert found["sparsity"]["over_prunable"] == 0 and found["sparsity"]["digest"] is None
     assert "sentences longer than task.max_seq_len read in windows" in found["reports"]["test"]
     assert MASK not in last_checkpoint(run, found["total_steps"]).kinds
+
+
+def test_the_exported_model_answers_in_transformers(folder: Path, source: RunFolder) -> None:
+    """AutoModelForSequenceClassification gives the label that predictions.jsonl has."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tasks.write_sentences(folder / "train.tsv", 60, 9)
+    run = finetune(1, task_run(folder, source.path, train={"epochs": 3}))
+    export_checkpoint(run.path, folder / "exported")
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "exported").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "exported")
+    lines = (run.path / "predictions.jsonl").read_text().splitlines()
+    texts = [line.split("\t")[0] for line in (folder / "test.tsv").read_text().splitlines()[1:]]
+    for text, line in zip(texts, lines, strict=True):
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt")).logits[0]
+        assert model.config.id2label[int(logits.argmax())] == json.loads(line)["predicted"]
+    keep, digest = load_keep_masks(folder / "exported" / "keep_mask.safetensors")
+    assert digest == results(run)["sparsity"]["digest"] and len(keep) == 12
+    again = finetune(1, task_run(folder, folder / "exported", name="on", train={"epochs": 1}))
+    assert results(again)["sparsity"]["digest"] == digest
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_teacher_is_learned_from(folder: Path, source: RunFolder, stage: int) -> None:
+    """From the teacher alone, on labels turned around: the student answers as the teacher does."""
+    tasks.write_sentences(folder / "train.tsv", 160, 9)
+    taught = finetune(1, task_run(folder, source.path, name="teacher", train={"epochs": 6}))
+    file = folder / "train.tsv"
+    header, *lines = file.read_text().splitlines()
+    turned = [f"{line[:-1]}{1 - int(line[-1])}" for line in lines]
+    file.write_text("\n".join([header, *turned]) + "\n")
+    student = finetune(
+        2,
+        task_run(
+            folder,
+            source.path,
+            name="student",
+            train={"epochs": 6},
+            zero={"stage": stage},
+            distillation={"teacher": taught.path, "hardness": 1.0, "temperature": 2.0},
+        ),
+    )
+    assert results(taught)["test"]["accuracy"] > 0.8
+    assert results(student)["test"]["accuracy"] > 0.8
+    prunable = last_checkpoint(source).state["sparsity"]["pruned"]
+    newest = Checkpoint(student.best / step_folder(student.best, list_steps(student.best)[0]).name)
+    assert newest.state["sparsity"]["pruned"] == prunable, "the teacher is not counted"
+
+
+def test_a_teacher_of_something_else_is_refused(folder: Path, source: RunFolder) -> None:
+    with pytest.raises(BadInput, match=r"distillation.teacher: .* has no pooler.dense.weight of"):
+        check_is_open(task_run(folder, source.path, distillation={"teacher": source.path}))
 
 
 # What is refused.
