@@ -8,7 +8,7 @@ import os
 import queue
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -40,13 +40,18 @@ def compare(study: StudyConfig, *, quiet: bool = False) -> list[dict[str, Any]]:
         _check(study, run)
     study.folder.mkdir(parents=True, exist_ok=True)
     grid = list(grid_runs(study))
-    _complete(study, grid, "grid", quiet)
+    _complete(study, grid, "grid", quiet, lambda: None)
     chosen = choose_rates(study, {r: mean_dev_score(_results(study, r) or []) for r in grid})
     final = final_runs(study, chosen)
-    _complete(study, final, "final", quiet)
-    rows = build_rows(study, chosen, {run: _results(study, run) or [] for run in final})
-    write_report(study, rows)
-    return rows
+
+    def report() -> list[dict[str, Any]]:
+        there = {run: found for run in final if (found := _results(study, run)) is not None}
+        rows = build_rows(study, chosen, there)
+        write_report(study, rows, missing=len(final) - len(there))
+        return rows
+
+    _complete(study, final, "final", quiet, report)
+    return report()
 
 
 def _one_run_of_each(study: StudyConfig) -> list[StudyRun]:
@@ -78,7 +83,13 @@ def _results(study: StudyConfig, run: StudyRun) -> list[dict[str, Any]] | None:
     return None if needs_test and any(r["test"] is None for r in whole) else whole
 
 
-def _complete(study: StudyConfig, runs: Sequence[StudyRun], label: str, quiet: bool) -> None:
+def _complete(
+    study: StudyConfig,
+    runs: Sequence[StudyRun],
+    label: str,
+    quiet: bool,
+    after_each: Callable[[], object],
+) -> None:
     """Run those that have no results yet, `study.parallel` at once."""
     missing = [run for run in runs if _results(study, run) is None]
     done = len(runs) - len(missing)
@@ -96,6 +107,7 @@ def _complete(study: StudyConfig, runs: Sequence[StudyRun], label: str, quiet: b
             for run, job in jobs.items():
                 job.result()
                 done += 1
+                after_each()
                 line.show(f"{label}: {done} of {len(runs)}, {run.name}", done=done, important=True)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

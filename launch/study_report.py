@@ -76,10 +76,16 @@ def _row(
     }
 
 
-def write_report(study: StudyConfig, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Write the tables and, with matplotlib, the plot; the files written."""
+def write_report(
+    study: StudyConfig, rows: Sequence[Mapping[str, Any]], *, missing: int = 0
+) -> list[Path]:
+    """Write the tables and, with matplotlib, the plot; the files written.
+
+    `missing`: runs that are not finished yet, which the table says.
+    """
+    note = f"\n{missing} runs of this study are not finished.\n" if missing else ""
     files = {
-        "table.md": render_markdown(study, rows),
+        "table.md": render_markdown(study, rows) + note,
         "table.csv": _render_csv(rows),
         "table.json": json.dumps({"study": study.name, "rows": rows}, indent=1) + "\n",
     }

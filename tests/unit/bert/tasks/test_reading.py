@@ -393,3 +393,29 @@ def test_dev_is_drawn_by_content(write: Write) -> None:
         drawn.append({e.text for e in data.dev.examples if isinstance(e, TextExample)})
         assert not drawn[-1] & {t for t, _, _ in texts(data)}
     assert drawn[0] == drawn[1] and len(drawn[0]) == 10
+
+
+def test_a_hub_data_set(write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """datasets.load_dataset itself, on a folder in the place of a name; the look-up is ours."""
+    import bert.corpora.inputs
+    from bert.corpora.inputs import Input
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    records = [{"sentence": "a", "label": 0}, {"sentence": "b", "label": 1}]
+    for split in ("train", "validation"):
+        write(
+            f"set/{split}.jsonl",
+            "\n".join(map(json.dumps, records[: 2 if split == "train" else 1])),
+        )
+
+    def look_up(source: str) -> Input:
+        name, _, split = source.removeprefix("hub:").split(":")
+        assert name == "glue/sst2"
+        return Input(source, 0, "", (str(tmp_path / "set"), None, split, "main"))
+
+    monkeypatch.setattr(bert.corpora.inputs, "hub_input", look_up)
+    data = load("hub:glue/sst2::train", dev="hub:glue/sst2::validation", labels=["0", "1"])
+    assert texts(data) == [("a", None, "0"), ("b", None, "1")]
+    assert [example.place for example in data.dev.examples] == ["hub:glue/sst2::validation row 0"]
+    with pytest.raises(BadInput, match="hub:glue/sst2::test cannot be loaded"):
+        load("hub:glue/sst2::test")
