@@ -231,9 +231,15 @@ def compare(
     from launch.study import StudyConfig
 
     study = resolve_paths(load_config(config, overrides or [], root=StudyConfig))
+    from launch.compare import StudyStopped
     from launch.compare import compare as run_study
+    from launch.stopping import STOPPED_EXIT_CODE
 
-    rows = run_study(study, quiet=as_json)
+    try:
+        rows = run_study(study, quiet=as_json)
+    except StudyStopped as stopped:
+        typer.echo(str(stopped), err=as_json)
+        raise typer.Exit(STOPPED_EXIT_CODE) from None
     if as_json:
         return _print_json(rows)
     typer.echo((study.folder / "table.md").read_text(encoding="utf-8"))

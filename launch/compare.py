@@ -17,6 +17,7 @@ from distributed.errors import BadInput
 from launch.finetune_setup import read_results
 from launch.progress import StatusLine, make_console
 from launch.run_folder import run_folder_of
+from launch.stopping import STOPPED_EXIT_CODE
 from launch.study import (
     StudyConfig,
     StudyRun,
@@ -30,11 +31,16 @@ from launch.study import (
 from launch.study_report import build_rows, write_report
 
 
+class StudyStopped(Exception):
+    """A run was asked to stop, and did."""
+
+
 def compare(study: StudyConfig, *, quiet: bool = False) -> list[dict[str, Any]]:
     """Run what is missing and write the tables; their rows.
 
     Raises:
         BadInput: a configuration is wrong, before anything runs; or a run refuses its input.
+        StudyStopped: a signal stopped a run.
     """
     for run in (*grid_runs(study), *_one_run_of_each(study)):
         _check(study, run)
@@ -132,6 +138,8 @@ def _run_one(study: StudyConfig, run: StudyRun, devices: "queue.SimpleQueue[int 
             ).returncode
     finally:
         devices.put(device)
+    if code == STOPPED_EXIT_CODE:
+        raise StudyStopped(f"{run.name} is stopped and saved: the same command goes on")
     if code == 2:
         raise BadInput(f"{run.name}: {_last_line(log).removeprefix('error: ')}")
     if code:

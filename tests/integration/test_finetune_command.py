@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,28 @@ def test_a_study_runs_what_is_missing(models: dict[str, Path], task_file: Path) 
 def _read(file: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(file.read_text())
     return found
+
+
+def test_a_stopped_study_says_so_and_goes_on(models: dict[str, Path], task_file: Path) -> None:
+    folder = task_file.parent / "runs" / "stopped"
+    fields = {
+        "name": "stopped",
+        "runs_dir": str(folder.parent),
+        "models": {"dense": {"init_from": str(models["dense"])}},
+        "tasks": {"words": {"config": str(task_file), "overrides": ["train.epochs=3000"]}},
+        "seeds": [1],
+        "learning_rates": [1e-3],
+    }
+    file = task_file.parent / "study.yaml"
+    file.write_text(yaml.safe_dump(fields))
+    command = [sys.executable, "-m", "launch", "compare", str(file)]
+    study = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    run = folder / "words.dense.lr0.001" / "seed-1"
+    deadline = time.monotonic() + 200
+    while not (run / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline and study.poll() is None
+        time.sleep(0.2)
+    (run / "stop").touch()
+    out, _ = study.communicate(timeout=200)
+    assert study.returncode == 75 and "words.dense.lr0.001 is stopped and saved" in out
+    assert not (run / "results.json").exists() and list((run / "checkpoints").glob("step-*"))
