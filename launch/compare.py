@@ -14,7 +14,7 @@ from typing import Any
 
 from bert.tasks.configuration import TaskConfig
 from distributed.errors import BadInput
-from launch.finetune_setup import read_results
+from launch.finetune_results import read_results
 from launch.progress import StatusLine, make_console
 from launch.run_folder import run_folder_of
 from launch.stopping import STOPPED_EXIT_CODE

@@ -12,15 +12,15 @@ import torch
 from bert.model import ModelConfig
 from bert.restoring import transfer_start
 from bert.source_model import describe_source
-from bert.tasks.encoding import EncodedSplit, encode_split
 from bert.tasks.model import TaskModel, build_task_model
-from bert.tasks.splits import TaskData, load_task
 from bert.teacher import load_teacher
-from bert.vocabulary import Vocabulary, load_vocabulary
+from bert.vocabulary import load_vocabulary
 from distributed.checkpoint import find_newest
 from distributed.errors import BadInput
 from distributed.zero import check_advanced
 from launch.finetune_configuration import FinetuneConfig
+from launch.finetune_inputs import Inputs, read_inputs
+from launch.finetune_results import read_results
 from launch.run_folder import RunFolder, check_identity, resolve_source, run_folder_of
 from launch.run_setup import RunPlan, begin_run, fingerprint
 from sparsity.schedule import SparsityConfig
@@ -37,22 +37,6 @@ class FinetunePlan(RunPlan):
     model: dict[str, Any]  # a ModelConfig
     lower_case: bool
     sparsity: dict[str, Any] | None  # frozen, or None for a dense model
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The task as the model reads it."""
-
-    data: TaskData
-    vocabulary: Vocabulary
-    splits: dict[str, EncodedSplit]
-
-    def reports(self) -> dict[str, dict[str, int]]:
-        """What was skipped, cut or mended, by split and reason."""
-        return {
-            name: dict(self.data.splits[name].reports + split.reports)
-            for name, split in self.splits.items()
-        }
 
 
 def check_finetune(config: FinetuneConfig) -> FinetunePlan:
@@ -140,22 +124,6 @@ def begin_finetune(config: FinetuneConfig, plan: FinetunePlan) -> None:
         shutil.copyfile(vocab, folder.vocab_file)
 
 
-def read_inputs(config: FinetuneConfig, vocabulary: Vocabulary) -> Inputs:
-    """Read and encode every split."""
-    data = load_task(config.task)
-    splits = {
-        name: encode_split(
-            split.examples,
-            task=config.task,
-            labels=data.labels,
-            vocabulary=vocabulary,
-            training=name == "train",
-        )
-        for name, split in data.splits.items()
-    }
-    return Inputs(data, vocabulary, splits)
-
-
 def build_new_task_model(config: FinetuneConfig, model: ModelConfig, inputs: Inputs) -> TaskModel:
     """The run's model with new weights."""
     one_number = {"regression": 1, "question_answering": 2}
@@ -188,15 +156,6 @@ def build_task_teacher(
     module = build_new_task_model(student, described.config, inputs)
     load_teacher(module, source, described.config, device=device, precision=config.train.precision)
     return module
-
-
-def read_results(folder: RunFolder) -> dict[str, Any] | None:
-    """The scores of a run; None if it has none yet."""
-    try:
-        results = json.loads(folder.results_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return results if isinstance(results, dict) else None
 
 
 def _is_complete(folder: RunFolder, config: FinetuneConfig) -> bool:

@@ -5,23 +5,21 @@ score       the best checkpoint, in a new engine: dev again, and test if it is a
 results     runs/NAME/seed-1/results.json and predictions.jsonl, by rank 0
 """
 
-import json
 import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from bert.metrics import Metrics, MetricsFiles
-from bert.model import ModelConfig, flops_per_token, is_prunable
+from bert.model import ModelConfig, flops_per_token
 from bert.pretraining import TrainState, train
 from bert.restoring import Start, resume_start, transfer_start
 from bert.tasks.batches import TaskBatches
 from bert.tasks.finetuning import TaskValidation
-from bert.tasks.predicting import Predictions, predict
+from bert.tasks.predicting import predict
 from bert.teacher import DistilledBatches
 from bert.vocabulary import load_vocabulary
 from distributed.checkpoint import Checkpoint, list_steps, step_folder
@@ -29,17 +27,11 @@ from distributed.collectives import broadcast_json
 from distributed.topology import Topology, detect_topology, ensure_process_group
 from launch.configuration import dump_yaml
 from launch.finetune_configuration import FinetuneConfig
-from launch.finetune_setup import (
-    FinetunePlan,
-    Inputs,
-    build_new_task_model,
-    build_task_teacher,
-    read_inputs,
-    read_results,
-)
-from launch.run_folder import RunFolder, read_metrics, run_folder_of, write_atomically
+from launch.finetune_inputs import Inputs, read_inputs
+from launch.finetune_results import write_results
+from launch.finetune_setup import FinetunePlan, build_new_task_model, build_task_teacher
+from launch.run_folder import RunFolder, read_metrics, run_folder_of
 from launch.worker import agree_on_start, build_restored_engine, log_to_file, save_run
-from sparsity.controller import SparsityController
 from sparsity.schedule import SparsityConfig
 
 log = logging.getLogger(__name__)
@@ -208,7 +200,15 @@ class _Run:
             for name in names
         }
         if self.topology.is_first:
-            self._write_results(found, best, sparsity)
+            write_results(
+                self.folder,
+                found,
+                config=self.config,
+                inputs=self.inputs,
+                best=best,
+                total_steps=self.train_config.total_steps,
+                sparsity=sparsity.state if sparsity is not None else None,
+            )
 
     def batches(self, split: str) -> TaskBatches:
         """This rank's batches of a split."""
@@ -250,48 +250,6 @@ class _Run:
             "metrics": dict(latest),
         }
 
-    def _write_results(
-        self,
-        found: Mapping[str, Predictions],
-        best: Checkpoint,
-        sparsity: SparsityController | None,
-    ) -> None:
-        """Rank 0: scores, and what is needed to judge them."""
-        config, data = self.config, self.inputs.data
-        before = read_results(self.folder) or {}
-        prunable = sum(n for name, n in best.numels.items() if is_prunable(name))
-        pruned = sparsity.pruned_numel if sparsity is not None else 0
-        total = sum(best.numels.values())
-        results = {
-            "task": config.task.kind,
-            "main_metric": config.task.main_metric,
-            "init_from": str(config.model.init_from),
-            "seed": config.seed,
-            "learning_rate": config.train.learning_rate,
-            "epochs": config.train.epochs,
-            "total_steps": self.train_config.total_steps,
-            "best_step": best.step,
-            "dev": {"loss": found["dev"].loss, **found["dev"].figures},
-            "test": (
-                {"loss": found["test"].loss, **found["test"].figures}
-                if "test" in found
-                else before.get("test")
-            ),
-            "examples": {name: len(split.examples) for name, split in data.splits.items()},
-            "reports": self.inputs.reports(),
-            "labels": list(data.labels),
-            "sparsity": {
-                "over_prunable": pruned / prunable,
-                "parameters_kept_prunable": prunable - pruned,
-                "parameters_kept": total - pruned,
-                "parameters": total,
-                "digest": sparsity.state.digest if sparsity is not None else None,
-            },
-        }
-        if "test" in found:
-            _write_predictions(self.folder.path / "predictions.jsonl", found["test"].values)
-        write_atomically(self.folder.results_file, json.dumps(results, indent=1) + "\n")
-
 
 def _keep_best(folder: RunFolder, step: int) -> None:
     """Hold on to the checkpoint of `step` in best/, by hard links: it costs no space or time."""
@@ -311,8 +269,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
-
-
-def _write_predictions(file: Path, values: list[Any]) -> None:
-    lines = "".join(json.dumps({"example": i, "predicted": v}) + "\n" for i, v in enumerate(values))
-    write_atomically(file, lines)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from launch.driver import is_under_torchrun, run
 from launch.finetune_configuration import FinetuneConfig
-from launch.finetune_setup import read_results
+from launch.finetune_results import read_results
 from launch.local import process_group
 from launch.progress import make_console
 from launch.run_folder import run_folder_of

@@ -13,7 +13,8 @@ from bert.keep_mask import load_keep_masks
 from distributed.checkpoint import MASK, MASTER, Checkpoint, list_steps, step_folder
 from distributed.errors import BadInput
 from launch.exporting import export_checkpoint
-from launch.finetune_setup import check_finetune, read_results
+from launch.finetune_results import read_results
+from launch.finetune_setup import check_finetune
 from launch.run_folder import RunFolder
 from tests.multiprocess import tasks
 from tests.multiprocess.runs import (
