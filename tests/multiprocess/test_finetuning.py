@@ -125,6 +125,18 @@ def test_a_stopped_run_continues_to_the_same_bits(folder: Path, source: RunFolde
     assert column(stopped, "dev/loss") == column(whole, "dev/loss")
 
 
+def test_the_best_is_kept_though_its_writer_died_before_it_could(
+    folder: Path, source: RunFolder
+) -> None:
+    """At a rate that moves nothing the first evaluation stays the best."""
+    config = task_run(folder, source.path, train={"learning_rate": 1e-30})
+    run = finetune(2, config, stop_after=4)
+    assert list_steps(run.best) == list_steps(run.checkpoints) == [5]
+    shutil.rmtree(run.best)
+    finetune(2, config)
+    assert results(run)["best_step"] == 5 and list_steps(run.best) == [5]
+
+
 def test_it_learns_and_dev_chooses(folder: Path, source: RunFolder) -> None:
     tasks.write_sentences(folder / "train.tsv", 160, 9)
     run = finetune(2, task_run(folder, source.path, train={"epochs": 6}))

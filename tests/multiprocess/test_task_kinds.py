@@ -69,12 +69,12 @@ def answers(run: RunFolder) -> list[Any]:
 @pytest.mark.parametrize("kind", MAKERS)
 def test_texts(tmp_path: Path, source: RunFolder, kind: str) -> None:
     made: dict[str, list[dict[str, Any]]] = {}
-    for seed, (name, count) in enumerate((("train", 96), ("dev", 9), ("test", 41))):
+    for seed, (name, count) in enumerate((("train", 192), ("dev", 9), ("test", 41))):
         draw = Draw(seed)
         made[name] = [MAKERS[kind](draw) for _ in range(count)]
         (tmp_path / f"{name}.tsv").write_text("\n".join(map(json.dumps, made[name])) + "\n")
     task = {"kind": kind, "columns": {"text": "sentence", "label": "label"}, **FIELDS[kind]}
-    config = task_run(tmp_path, source.path, task=task, train={"epochs": 6, "learning_rate": 3e-3})
+    config = task_run(tmp_path, source.path, task=task, train={"epochs": 8, "learning_rate": 5e-3})
     run = finetune(2, config)
     results = read_results(run)
     assert results is not None
