@@ -16,8 +16,8 @@ DENSITIES = "sparsity/densities"
 # The tab "Custom Scalars": heading -> chart -> the curves in it, by regular expression.
 _LAYOUT = {
     "What matters": {
-        "training loss": ["^train/mlm_loss$"],
-        "validation losses": ["^validation/.*/mlm_loss$"],
+        "training loss": ["^train/mlm_loss$", "^train/loss$"],
+        "validation losses": ["^validation/.*/mlm_loss$", "^dev/loss$"],
         "sparsity, target and actual": ["^sparsity/target$", "^sparsity/actual$"],
         "tokens per second": ["^throughput/tokens_per_second$"],
         "gradient norm": ["^train/grad_norm$"],

@@ -65,7 +65,12 @@ class Evaluator:
         """Whether to validate after that many steps."""
         return bool(self._sets) and finished_steps % self._interval_steps == 0
 
-    def evaluate(self, engine: Engine) -> dict[str, float]:
+    @property
+    def is_satisfied(self) -> bool:
+        """Pretraining goes on to its last step."""
+        return False
+
+    def evaluate(self, engine: Engine, finished_steps: int) -> dict[str, float]:
         """Collective: losses (nats a masked token) and accuracies, alike on all ranks."""
         figures: dict[str, float] = {}
         engine.train(False)

@@ -1,6 +1,6 @@
 """A trained model as a plain Hugging Face folder, and back.
 
-OUTPUT/config.json, model.safetensors    BertForMaskedLM in fp32; loads without remote code
+OUTPUT/config.json, model.safetensors    BertForMaskedLM, or a task's class, in fp32
 OUTPUT/tokenizer.json, vocab.txt, ...    the tokenizer, for AutoTokenizer without a network
 OUTPUT/keep_mask.safetensors             which weights are alive, one bit each
 OUTPUT/README.md                         the model card: what is sparse, how to load it, limits
@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM, BertTokenizer
+from torch import nn
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizer
 
+from bert.heads import MASKED_LM, Head
 from bert.keep_mask import (
     KEEP_MASK_FILE,
     check_keep_masks,
@@ -57,6 +59,7 @@ def export_model(
     report: Mapping[str, Any],
     output: Path,
     lower_case: bool = True,
+    head: Head = MASKED_LM,
 ) -> bool:
     """Write the Hugging Face folder `output`, whole or not at all.
 
@@ -71,6 +74,7 @@ def export_model(
             `validation` (name of the text -> MLM loss), and anything else, as name and value.
         output: a folder that does not exist yet.
         lower_case: whether the tokenizer lowers its text.
+        head: what stands on the encoder.
 
     Returns:
         True if the folder was written, False if it was there already with the same weights, masks
@@ -82,7 +86,7 @@ def export_model(
             "attend to the whole sentence, so set model.attention to segment and train again"
         )
     tokenizer = _build_tokenizer(vocab, model_config=model_config, lower_case=lower_case)
-    names = _hugging_face_names(model_config, vocab_size=len(tokenizer))
+    names = _hugging_face_names(model_config, vocab_size=len(tokenizer), head=head)
     _check_state(state, names=names)
     if keep_masks is not None:
         check_keep_masks(state, keep_masks=keep_masks, source="the masks")
@@ -99,7 +103,7 @@ def export_model(
     bert_config = build_bert_config(
         model_config, vocab_size=len(tokenizer), pad_id=tokenizer.pad_token_id
     )
-    bert_config.architectures = ["BertForMaskedLM"]
+    bert_config.update(head.config_fields())
     bert_config.dtype = "float32"
     with appears_whole(output) as folder:
         bert_config.save_pretrained(folder)
@@ -109,7 +113,9 @@ def export_model(
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt", **identity})
         if keep_masks is not None:
             save_keep_masks(keep_masks, digest=digest, path=folder / KEEP_MASK_FILE)
-        card = build_model_card(state, keep_masks=keep_masks, digest=digest, report=report)
+        card = build_model_card(
+            state, keep_masks=keep_masks, digest=digest, report=report, head=head
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
         for file in folder.glob("*.safetensors"):
             # safetensors writes files that only their owner may read.
@@ -117,21 +123,24 @@ def export_model(
     return True
 
 
-def load_export(folder: Path, *, model_config: ModelConfig | None = None) -> Export:
+def load_export(
+    folder: Path, *, model_config: ModelConfig | None = None, heads: bool = False
+) -> Export:
     """Read an export or any Hugging Face BERT folder that has safetensors.
 
     `keep_masks` is None where there is no mask file: the caller takes the zeros for the mask and
-    says so. Heads that this project does not train (pooler, next sentence) are left out.
+    says so. Heads that pretraining here does not train (next sentence, tasks') are left out.
 
     Args:
         folder: the Hugging Face folder.
         model_config: refuse a folder of other dimensions or with another vocabulary; the number of
             heads shows in no tensor's shape.
+        heads: also read the pooler and the head, whatever it is.
     """
-    bert_config = _read_bert_config(folder)
+    bert_config = read_bert_config(folder)
     if model_config is not None:
         _check_dimensions(bert_config, model_config=model_config, folder=folder)
-    state = _read_state(folder)
+    state = _read_state(folder, heads=heads)
     mask_file = folder / KEEP_MASK_FILE
     if not mask_file.exists():
         return Export(state, None, None)
@@ -142,7 +151,7 @@ def load_export(folder: Path, *, model_config: ModelConfig | None = None) -> Exp
 
 def fill_mask(folder: Path, *, sentence: str, top_k: int = 5) -> list[tuple[str, float]]:
     """The `top_k` likeliest words for the one [MASK] in `sentence`, with their probabilities."""
-    _read_bert_config(folder)
+    read_bert_config(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForMaskedLM.from_pretrained(
         folder, local_files_only=True, use_safetensors=True
@@ -192,15 +201,22 @@ def _build_tokenizer(vocab: Path, *, model_config: ModelConfig, lower_case: bool
 
 
 def _hugging_face_names(
-    model_config: ModelConfig, *, vocab_size: int
+    model_config: ModelConfig, *, vocab_size: int, head: Head
 ) -> dict[str, tuple[str, torch.Size]]:
-    """From canonical name to BertForMaskedLM's name and shape, each tied weight once."""
-    bert_config = build_bert_config(model_config, vocab_size=vocab_size, pad_id=0)
-    with torch.device("meta"):
-        model = BertForMaskedLM(bert_config)
+    """From canonical name to the Hugging Face class's name and shape, each tied weight once."""
+    model = build_meta_model(model_config, vocab_size=vocab_size, head=head)
     canonical = (name for name, _ in named_weights(model))
     parameters = ((name, weight.shape) for name, weight in model.named_parameters())
     return dict(zip(canonical, parameters, strict=True))
+
+
+def build_meta_model(model_config: ModelConfig, *, vocab_size: int, head: Head) -> nn.Module:
+    """The head's Hugging Face model without storage: names and shapes only."""
+    bert_config = build_bert_config(model_config, vocab_size=vocab_size, pad_id=0)
+    bert_config.update(head.config_fields())
+    with torch.device("meta"):
+        model: nn.Module = head.model_class(bert_config)
+    return model
 
 
 def _check_state(
@@ -230,7 +246,7 @@ def _compute_checksum(state: Mapping[str, torch.Tensor]) -> str:
 # Reading
 
 
-def _read_bert_config(folder: Path) -> dict[str, Any]:
+def read_bert_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         bert_config = json.loads(path.read_text(encoding="utf-8"))
@@ -275,7 +291,7 @@ def _check_dimensions(
         raise BadInput(f"model.vocab ({ours}) is not the vocabulary of model.init_from ({folder})")
 
 
-def _read_state(folder: Path) -> dict[str, torch.Tensor]:
+def _read_state(folder: Path, *, heads: bool) -> dict[str, torch.Tensor]:
     """Every trained weight of the folder, fp32, by canonical name."""
     state: dict[str, torch.Tensor] = {}
     for path in _weight_files(folder):
@@ -299,7 +315,7 @@ def _read_state(folder: Path) -> dict[str, torch.Tensor]:
     return {
         name: weight
         for name, weight in state.items()
-        if name.startswith(kept) and not name.endswith("_ids")
+        if (heads or name.startswith(kept)) and not name.endswith("_ids")
     }
 
 

@@ -12,15 +12,16 @@ Legend: R rows, T tokens a row, D hidden, M masked positions, V vocabulary, S se
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from bert.attention import PACKED_ATTENTION, build_block_mask, check_boundaries, uses_varlen
+from bert.distillation import DistillationConfig, mix, soft_cross_entropy
 from bert.initialization import add_structure
 from bert.masked_loss import sum_cross_entropy
 from distributed.config import Config
@@ -73,10 +74,17 @@ class ModelConfig(Config):
 class PretrainingModel(nn.Module):
     """BertForMaskedLM, its masked-only head and its loss: the one module that the engine calls."""
 
-    def __init__(self, mlm: BertForMaskedLM, *, attention: Literal["segment", "token"]) -> None:
+    def __init__(
+        self,
+        mlm: BertForMaskedLM,
+        *,
+        attention: Literal["segment", "token"],
+        distillation: DistillationConfig | None = None,
+    ) -> None:
         super().__init__()
         self.mlm = mlm
         self.attention = attention
+        self.distillation = distillation
 
     def forward(
         self,
@@ -89,6 +97,7 @@ class PretrainingModel(nn.Module):
         labels: torch.Tensor,
         loss_divisor: float = 1.0,
         count_correct: bool = False,
+        teacher_logits: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """The sum of the cross entropy over the masked tokens, divided by `loss_divisor`.
 
@@ -102,24 +111,59 @@ class PretrainingModel(nn.Module):
             labels: int64 [M], the tokens that belong there; -100 is ignored.
             loss_divisor: masked tokens of the global batch.
             count_correct: also count the masked tokens that the model gets right, for validation.
+            teacher_logits: fp32 [M, V], what the teacher says there; None learns from labels alone.
 
         Returns:
             The loss, a float32 scalar; with `count_correct` the loss and the count, int64.
             Without a single label the loss is 0 and so is the gradient of every parameter.
         """
-        hidden = self._encode(
-            input_ids, position_ids=position_ids, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen
-        )
-        masked = hidden.flatten(0, 1).index_select(0, masked_positions)  # [M, D]
-        if not count_correct:  # training, which needs no logits; validation: Hugging Face's head
+        where: dict[str, Any] = {
+            "input_ids": input_ids,
+            "position_ids": position_ids,
+            "cu_seqlens": cu_seqlens,
+            "max_seqlen": max_seqlen,
+        }
+        if not count_correct and teacher_logits is None:  # no logits are needed whole
             head = self.mlm.cls.predictions
-            masked = head.transform(masked)
+            masked = head.transform(self._encode_masked(masked_positions, **where))
             weight, bias = head.decoder.weight, head.decoder.bias
             total = sum_cross_entropy(masked, weight, bias, labels, ignore_index=IGNORE_INDEX)
             return total / loss_divisor
-        logits = self.mlm.cls(masked).float()  # [M, V]
+        logits = self.compute_logits(masked_positions=masked_positions, **where)
         total = cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-        return total / loss_divisor, (logits.argmax(dim=-1) == labels).sum()
+        if teacher_logits is not None and self.distillation is not None:
+            soft = soft_cross_entropy(
+                logits,
+                teacher_logits,
+                labels != IGNORE_INDEX,
+                temperature=self.distillation.temperature,
+            )
+            total = mix(total, soft, self.distillation.hardness)
+        loss = total / loss_divisor
+        if not count_correct:
+            return loss
+        return loss, (logits.argmax(dim=-1) == labels).sum()
+
+    def compute_logits(self, *, masked_positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """What the model says at the masked positions, fp32 [M, V]; see `forward`."""
+        logits: torch.Tensor = self.mlm.cls(self._encode_masked(masked_positions, **inputs)).float()
+        return logits
+
+    def _encode_masked(
+        self,
+        masked_positions: torch.Tensor,
+        *,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+        **_: Any,
+    ) -> torch.Tensor:
+        """The encoder's output at the masked positions [M, D]."""
+        hidden = self._encode(
+            input_ids, position_ids=position_ids, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen
+        )
+        return hidden.flatten(0, 1).index_select(0, masked_positions)
 
     def _encode(
         self,
@@ -130,32 +174,52 @@ class PretrainingModel(nn.Module):
         max_seqlen: int,
     ) -> torch.Tensor:
         """Hidden states of the last layer, [R, T, D]."""
-        rows, row_tokens = input_ids.shape
-        check_boundaries(cu_seqlens, max_seqlen=max_seqlen, rows=rows, row_tokens=row_tokens)
         if self.attention == "token":
             max_seqlen = 1
             cu_seqlens = torch.arange(
                 input_ids.numel() + 1, dtype=torch.int32, device=input_ids.device
             )
-        mask = None
-        if max_seqlen > 1 and not self._uses_varlen(input_ids.device):
-            mask = build_block_mask(cu_seqlens, rows=rows, row_tokens=row_tokens)
-        hidden: torch.Tensor = self.mlm.bert(
+        return encode_packed(
+            self.mlm.bert,
             input_ids,
-            attention_mask=mask,
             position_ids=position_ids,
-            cu_seq_lens_q=cu_seqlens,
-            max_length_q=max_seqlen,
-        ).last_hidden_state
-        return hidden
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+        )
 
-    def _uses_varlen(self, device: torch.device) -> bool:
-        config = self.mlm.config
-        dtype = self.mlm.bert.embeddings.word_embeddings.weight.dtype
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
-        head_dim = config.hidden_size // config.num_attention_heads
-        return uses_varlen(device, dtype=dtype, head_dim=head_dim)
+
+def encode_packed(
+    bert: BertModel,
+    input_ids: torch.Tensor,
+    *,
+    position_ids: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    token_type_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Hidden states of the last layer, [R, T, D]; the arguments are those of PretrainingModel."""
+    rows, row_tokens = input_ids.shape
+    check_boundaries(cu_seqlens, max_seqlen=max_seqlen, rows=rows, row_tokens=row_tokens)
+    mask = None
+    if max_seqlen > 1 and not _uses_varlen(bert, input_ids.device):
+        mask = build_block_mask(cu_seqlens, rows=rows, row_tokens=row_tokens)
+    hidden: torch.Tensor = bert(
+        input_ids,
+        attention_mask=mask,
+        position_ids=position_ids,
+        token_type_ids=token_type_ids,
+        cu_seq_lens_q=cu_seqlens,
+        max_length_q=max_seqlen,
+    ).last_hidden_state
+    return hidden
+
+
+def _uses_varlen(bert: BertModel, device: torch.device) -> bool:
+    dtype = bert.embeddings.word_embeddings.weight.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    head_dim = bert.config.hidden_size // bert.config.num_attention_heads
+    return uses_varlen(device, dtype=dtype, head_dim=head_dim)
 
 
 def build_bert_config(
@@ -189,6 +253,7 @@ def build_model(
     hidden_dropout: float,
     attention_dropout: float,
     seed: int,
+    distillation: DistillationConfig | None = None,
 ) -> PretrainingModel:
     """A fresh model on the CPU in fp32; its weights depend on the dimensions and `seed` alone."""
     bert_config = build_bert_config(
@@ -205,7 +270,7 @@ def build_model(
         mlm = BertForMaskedLM(bert_config)
         if config.initialization == "structured":
             add_structure(mlm)
-    return PretrainingModel(mlm, attention=config.attention)
+    return PretrainingModel(mlm, attention=config.attention, distillation=distillation)
 
 
 # What stands before a parameter's name: DeepSpeed's and DDP's wrapper, torch.compile's, ours, and

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 import yaml
 
+from bert.heads import MASKED_LM, Head
+
 # Column title -> the weight's name within its encoder layer.
 _LAYER_WEIGHTS = {
     "query": "attention.self.query",
@@ -20,10 +22,10 @@ _LOADING = """\
 ## Loading
 
 ```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AUTO_CLASS, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("PATH")
-model = AutoModelForMaskedLM.from_pretrained("PATH")  # plain BertForMaskedLM, no remote code
+model = AUTO_CLASS.from_pretrained("PATH")  # plain CLASS, no remote code
 ```
 """
 
@@ -43,9 +45,12 @@ _LIMITS = """\
 - Pruned weights are stored as zeros: the file is as large as a dense model's, and plain
   transformers is no faster on it. Speed needs a runtime that uses unstructured sparsity.
 - Fine-tuning revives pruned weights unless the mask is applied after every optimizer step.
+- Texts and their biases are those of the training corpora.
+"""
+
+_PRETRAINING_LIMITS = """\
 - Trained on masked words only, in segments without sentence pairs; it has no pooler and no
   next-sentence head, so `AutoModel` starts its pooler at random.
-- Texts and their biases are those of the training corpora.
 """
 
 
@@ -55,26 +60,31 @@ def build_model_card(
     keep_masks: Mapping[str, torch.Tensor] | None,
     digest: str | None,
     report: Mapping[str, Any],
+    head: Head = MASKED_LM,
 ) -> str:
     """The card's text; see `bert.export.export_model` for the arguments."""
     tags = ["sparsebert", "bert"] + (["sparse", "pruning"] if keep_masks is not None else [])
     front_matter = {
         "library_name": "transformers",
-        "pipeline_tag": "fill-mask",
-        "mask_token": "[MASK]",
+        "pipeline_tag": head.pipeline_tag,
+        **({"mask_token": "[MASK]"} if head.is_pretraining else {}),
         "tags": tags,
     }
     facts = {key: value for key, value in report.items() if key not in ("name", "validation")}
     sections = [
         f"---\n{yaml.safe_dump(front_matter, sort_keys=False)}---\n",
         f"# {report.get('name', 'BERT')}\n",
-        "A BERT masked language model in the Hugging Face format, pretrained with sparsebert.\n",
+        (
+            "A BERT masked language model in the Hugging Face format, pretrained with sparsebert.\n"
+            if head.is_pretraining
+            else "A BERT model in the Hugging Face format, fine-tuned with sparsebert.\n"
+        ),
         _render_facts(facts),
         _render_validation(report.get("validation") or {}),
         _render_sparsity(state, keep_masks=keep_masks, digest=digest),
-        _LOADING,
+        _LOADING.replace("AUTO_CLASS", head.auto_class).replace("CLASS", head.model_class.__name__),
         _MASK_LAYOUT if keep_masks is not None else "",
-        _LIMITS,
+        _LIMITS + (_PRETRAINING_LIMITS if head.is_pretraining else ""),
     ]
     return "\n".join(section for section in sections if section)
 

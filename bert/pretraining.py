@@ -1,26 +1,28 @@
-"""The training loop: masked language modelling while the masks grow, then with the masks fixed.
+"""The training loop, of pretraining and of fine-tuning: what differs is batches and validation.
 
 `train` takes finished objects and returns the final state. It builds nothing and restores nothing:
 a fresh run is a restore from the initial weights (see restoring.py).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field, model_validator
 
 from bert import numbers
-from bert.corpora.batches import RowBatches
-from bert.evaluation import Evaluator
 from bert.metrics import Metrics
 from distributed.collectives import AgreedFlag
 from distributed.config import Config
 from distributed.hashing import position_hash
 from distributed.zero import Engine
 from sparsity.controller import SparsityController
+
+Int64Array = npt.NDArray[np.int64]
 
 
 class TrainConfig(Config):
@@ -32,6 +34,18 @@ class TrainConfig(Config):
     learning_rate: float = Field(..., gt=0)
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(0, ge=0)
+    lr_rewind_interval_steps: int | None = Field(
+        None,
+        ge=1,
+        description="begin the decay anew every so many steps, in step with the masks' updates as "
+        "Prune Once for All and oBERT do",
+    )
+    lr_rewind_end_step: int | None = Field(
+        None, ge=1, description="the last rewind; from there the decay goes to the end"
+    )
+    lr_floor: float = Field(
+        0.0, ge=0, lt=1, description="share of learning_rate that a decay ends at"
+    )
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     adam_eps: float = Field(
@@ -55,6 +69,18 @@ class TrainConfig(Config):
             raise ValueError(
                 f"train.warmup_steps ({self.warmup_steps}) is above "
                 f"train.total_steps ({self.total_steps})"
+            )
+        if (self.lr_rewind_interval_steps is None) != (self.lr_rewind_end_step is None):
+            raise ValueError(
+                "set both of train.lr_rewind_interval_steps and train.lr_rewind_end_step, or none"
+            )
+        if self.lr_rewind_end_step is not None and not (
+            self.warmup_steps < self.lr_rewind_end_step < self.total_steps
+        ):
+            raise ValueError(
+                f"train.lr_rewind_end_step ({self.lr_rewind_end_step}) must lie between "
+                f"train.warmup_steps ({self.warmup_steps}) and train.total_steps "
+                f"({self.total_steps})"
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas {self.betas} must lie in [0, 1)")
@@ -93,15 +119,57 @@ class TrainState:
         return asdict(self)
 
 
+class Inputs(Protocol):
+    """One forward pass."""
+
+    def to(self, device: torch.device) -> dict[str, Any]:
+        """The arguments of the model's forward, with the tensors on `device`."""
+
+
+class Batches(Protocol):
+    """This rank's share of every step; each method is a pure function of the step."""
+
+    loss_name: str  # of the loss in the log
+
+    def epoch(self, step: int) -> int:
+        """The epoch of the first row of the step's batch."""
+
+    def row_ids(self, step: int) -> Int64Array:
+        """Rows of the global batch, int64 [B]: the same on every rank."""
+
+    def loss_terms(self, step: int) -> int:
+        """Terms of the mean loss in the global batch."""
+
+    def global_tokens(self, step: int) -> int:
+        """Tokens of the global batch."""
+
+    def micro_batches(self, step: int) -> Iterable[Inputs]:
+        """As many on every rank."""
+
+
+class Validation(Protocol):
+    """What is measured on held-out data, alike on all ranks."""
+
+    @property
+    def is_satisfied(self) -> bool:
+        """Whether to end before the last step."""
+
+    def is_due(self, finished_steps: int) -> bool:
+        """Whether to validate after that many steps."""
+
+    def evaluate(self, engine: Engine, finished_steps: int) -> dict[str, float]:
+        """Collective: the figures."""
+
+
 def train(
     config: TrainConfig,
     state: TrainState,
     *,
     seed: int,
     engine: Engine,
-    batches: RowBatches,
+    batches: Batches,
     sparsity: SparsityController | None,
-    evaluator: Evaluator,
+    evaluator: Validation,
     metrics: Metrics,
     save_interval_steps: int,
     save: Callable[[TrainState], None],
@@ -109,16 +177,16 @@ def train(
     stop_requested: Callable[[], bool],
     tell: Callable[[str, str], None],
 ) -> TrainState:
-    """Collective: train from `state` to config.total_steps or to a stop that all ranks agreed on.
+    """Collective: train from `state` to config.total_steps, or to where all agree to end.
 
     Args:
         config: what to do.
         state: where to start; weights, moments and masks are restored to it.
         seed: of dropout.
         engine: holds the weights.
-        batches: this rank's rows of every step.
+        batches: this rank's share of every step.
         sparsity: None trains dense.
-        evaluator: validates on the steps that it says are due.
+        evaluator: validates on the steps that it says are due, and at the last.
         metrics: this run's log.
         save_interval_steps: steps between checkpoints.
         save: writes a checkpoint of the given state.
@@ -132,19 +200,19 @@ def train(
         Unrecoverable: after too many gradients that are not finite.
     """
     stop, stopping = AgreedFlag(), False
-    while state.step < config.total_steps and not stopping:
+    while state.step < config.total_steps and not stopping and not evaluator.is_satisfied:
         step, batch = state.step, state.batch
         metrics.begin_step()
         if sparsity is not None:
             sparsity.update(step)
-        masked_tokens = batches.global_masked_tokens(batch)
+        loss_terms = batches.loss_terms(batch)
         for micro_step, micro_batch in enumerate(batches.micro_batches(batch)):
             if config.hidden_dropout or config.attention_dropout:
                 seed_dropout(seed, step, micro_step, engine.partition.rank)
             inputs = micro_batch.to(engine.device)
-            loss = engine.forward(**inputs, loss_divisor=masked_tokens)
+            loss = engine.forward(**inputs, loss_divisor=loss_terms)
             engine.backward(loss)
-            metrics.add("train/mlm_loss", loss.detach())
+            metrics.add(batches.loss_name, loss.detach())
         if sparsity is not None:
             sparsity.mask_gradients()
         applied = engine.step(compute_learning_rate(config, step))
@@ -168,7 +236,7 @@ def train(
         is_last = stopping or state.step == config.total_steps
         is_saved = is_last or state.step % save_interval_steps == 0
         if evaluator.is_due(state.step) or state.step == config.total_steps:
-            metrics.record(evaluator.evaluate(engine))
+            metrics.record(evaluator.evaluate(engine, state.step))
         if is_saved or metrics.has_record or state.step % config.log_interval_steps == 0:
             metrics.record(
                 {
@@ -186,14 +254,30 @@ def train(
 
 
 def compute_learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of the update that finishes `step`, counted from 0: warm-up, then decay to 0."""
+    """The rate of the update that finishes `step`, counted from 0: warm-up, then decay.
+
+    With rewinds the decay begins anew at warmup_steps + k * lr_rewind_interval_steps, as long as
+    that is before lr_rewind_end_step, and there for the last time.
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.lr_schedule == "constant":
         return config.learning_rate
-    done = (step - config.warmup_steps) / max(1, config.total_steps - config.warmup_steps)
+    start, end = _decay_segment(config, step)
+    done = (step - start) / max(1, end - start)
     factor = 1 - done if config.lr_schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return config.learning_rate * factor
+    return config.learning_rate * (config.lr_floor + (1 - config.lr_floor) * factor)
+
+
+def _decay_segment(config: TrainConfig, step: int) -> tuple[int, int]:
+    """First step and end of the decay that `step` is in."""
+    interval, last = config.lr_rewind_interval_steps, config.lr_rewind_end_step
+    if interval is None or last is None:
+        return config.warmup_steps, config.total_steps
+    if step >= last:
+        return last, config.total_steps
+    start = step - (step - config.warmup_steps) % interval
+    return start, min(start + interval, last)
 
 
 def seed_dropout(seed: int, step: int, micro_step: int, rank: int) -> None:

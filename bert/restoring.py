@@ -40,6 +40,7 @@ _DIMENSIONS = (
     "intermediate_size",
     "max_position_embeddings",
 )
+_ENCODER = ("embeddings.", "encoder.", "pooler.")
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def transfer_start(
     config: ModelConfig,
     *,
     sparsity: SparsityConfig | None,
+    encoder_only: bool = False,
 ) -> Start:
     """Weights and masks of another model; optimizer, schedule and data start anew.
 
@@ -102,11 +104,14 @@ def transfer_start(
             modelling head takes that from it.
         config: the dimensions and the vocabulary that `source` must have.
         sparsity: of the new run. Frozen masks are the source's, or its zeros where it has none.
+        encoder_only: take embeddings, encoder and pooler, and no head.
 
     Raises:
         BadInput: `source` does not fit, or its masks would be lost.
     """
-    weights, masks, digest = _read_source(source, config)
+    weights, masks, digest = read_source(source, config)
+    if encoder_only:
+        weights = {n: w for n, w in weights.items() if n.startswith(_ENCODER)}
     own = {name: p.detach().float().clone().view(-1) for name, p in named_weights(module)}
     missing = [name for name in own if name not in weights]
     if any(is_prunable(name) for name in missing):
@@ -162,12 +167,12 @@ def restore_engine(engine: Engine, start: Start, sparsity: SparsityController | 
     engine.partition.check()
 
 
-def _read_source(
+def read_source(
     source: Path, config: ModelConfig
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None, str | None]:
-    """Flattened weights, keep-masks if there are any, and their digest."""
+    """Flattened weights, keep-masks if there are any, and their digest; heads are among them."""
     if not (source / MANIFEST).exists():
-        export = load_export(source, model_config=config)
+        export = load_export(source, model_config=config, heads=True)
         weights = {name: value.flatten() for name, value in export.state.items()}
         if export.keep_masks is None:
             return weights, None, None

@@ -175,6 +175,79 @@ def pretrain(
 
 
 @app.command()
+def finetune(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A task's YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="field=value ...", help="Fields to set over the file's."),
+    ] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Train in this process, without Ray.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a model on a task, its masks frozen, once for each seed, and score it.
+
+    model.init_from is a run, a checkpoint or any Hugging Face BERT folder, sparse or dense. The dev
+    split chooses the checkpoint, the test split is scored once. Writes
+    launch.runs_dir/name/seed-SEED with results.json; the same command continues.
+
+    \b
+    Example:
+      sparsebert finetune configs/tasks/sst2.yaml model.init_from=exports/demo-pubmed seeds=[1,2,3]
+    """  # noqa: D301 (\b keeps the lines below it apart)
+    from launch.configuration import load_config
+    from launch.finetune_configuration import FinetuneConfig, resolve_finetune_paths
+
+    loaded = load_config(config, overrides or [], root=FinetuneConfig)
+    resolved = resolve_finetune_paths(loaded)
+    from launch.finetuning import collect_results
+    from launch.finetuning import finetune as run_finetuning
+
+    code = run_finetuning(resolved, local=local, show=not as_json)
+    if as_json and code == 0:
+        _print_json(collect_results(resolved))
+    raise typer.Exit(code)
+
+
+@app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A study's YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="field=value ...", help="Fields to set over the file's."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare models on tasks: fine-tune what is missing, and write one table and one plot.
+
+    A small grid of learning rates is decided by dev; test is scored once, at the chosen rate and,
+    for a model with a twin, at the twin's. Writes runs_dir/name with table.md, table.csv,
+    table.json and scores.png; run again, it goes on.
+
+    \b
+    Example:
+      sparsebert compare configs/studies/miniature.yaml
+    """  # noqa: D301 (\b keeps the lines below it apart)
+    from launch.configuration import load_config, resolve_paths
+    from launch.study import StudyConfig
+
+    study = resolve_paths(load_config(config, overrides or [], root=StudyConfig))
+    from launch.compare import StudyStopped
+    from launch.compare import compare as run_study
+    from launch.stopping import STOPPED_EXIT_CODE
+
+    try:
+        rows = run_study(study, quiet=as_json)
+    except StudyStopped as stopped:
+        typer.echo(str(stopped), err=as_json)
+        raise typer.Exit(STOPPED_EXIT_CODE) from None
+    if as_json:
+        return _print_json(rows)
+    typer.echo((study.folder / "table.md").read_text(encoding="utf-8"))
+
+
+@app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
     other: Annotated[

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
 from bert.corpora.batches import DataConfig
+from bert.distillation import DistillationConfig
 from bert.evaluation import EvaluationConfig
 from bert.model import ModelConfig
 from bert.pretraining import TrainConfig
@@ -56,9 +57,16 @@ class LaunchConfig(Config):
     )
 
 
-def _defaults_of(section: type[AnyModel]) -> AnyModel:
+def defaults_of(section: type[AnyModel]) -> AnyModel:
     """A section that the file leaves out."""
     return section.model_validate({})
+
+
+def check_name(name: str) -> str:
+    """Refuse a run's name that cannot be a folder."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"name {name!r} cannot be a folder: {_NAME_RULE}")
+    return name
 
 
 class PretrainConfig(Config):
@@ -71,19 +79,17 @@ class PretrainConfig(Config):
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
-    evaluation: EvaluationConfig = _defaults_of(EvaluationConfig)
-    zero: ZeroConfig = _defaults_of(ZeroConfig)
+    evaluation: EvaluationConfig = defaults_of(EvaluationConfig)
+    zero: ZeroConfig = defaults_of(ZeroConfig)
     sparsity: SparsityConfig | None = Field(None, description="null trains a dense model")
-    checkpoint: CheckpointConfig = _defaults_of(CheckpointConfig)
-    launch: LaunchConfig = _defaults_of(LaunchConfig)
-    slurm: SlurmConfig = _defaults_of(SlurmConfig)
+    distillation: DistillationConfig | None = Field(
+        None, description="null learns from the text alone"
+    )
+    checkpoint: CheckpointConfig = defaults_of(CheckpointConfig)
+    launch: LaunchConfig = defaults_of(LaunchConfig)
+    slurm: SlurmConfig = defaults_of(SlurmConfig)
 
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"name {name!r} cannot be a folder: {_NAME_RULE}")
-        return name
+    _check_name = field_validator("name")(check_name)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +18,59 @@ from distributed.checkpoint import find_newest
 from distributed.errors import BadInput
 from launch.configuration import PretrainConfig, resolve_paths
 from launch.crash_loops import CrashLoops
+from launch.jobs import begin_job, check_job, is_finished, pack_job, run_job, unpack_job
 from launch.lease import refuse_if_held
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.ray_cluster import check_resources, ray_cluster
 from launch.ray_events import Failure, FailureTail, build_callback
 from launch.run_events import EventTail, append_event
 from launch.run_folder import RunFolder, last_step, run_folder_of
-from launch.run_setup import RunPlan, begin_run, check_run, hold_run
+from launch.run_setup import AnyRunConfig, RunPlan, hold_run
 from launch.shared_storage import check_shared_storage
 from launch.stopping import report_end, signals_request_stop
 
 
 def pretrain(config: PretrainConfig, *, local: bool = False) -> int:
+    """Pretrain, see `run`."""
+    return run(resolve_paths(config), local=local)
+
+
+def run(config: AnyRunConfig, *, local: bool = False) -> int:
     """Train the run of `config` to its end, or continue it; the process's exit code.
 
-    Under torchrun it is always `local`; torchrun takes the option --local for one of its own.
+    The configuration has absolute paths. Under torchrun it is always `local`; torchrun takes the
+    option --local for one of its own.
 
     Raises:
         BadInput: nothing is left behind of a run that has not begun.
     """
-    config = resolve_paths(config)
-    if local or "TORCHELASTIC_RUN_ID" in os.environ:
-        from launch.local import pretrain_locally
+    if local or is_under_torchrun():
+        from launch.local import run_locally
 
-        return pretrain_locally(config)
+        return run_locally(config)
     folder = run_folder_of(config)
     refuse_if_held(folder.path)
-    plan = check_run(config)
-    if plan.finished_steps >= config.train.total_steps:
-        return report_end(folder, plan.finished_steps, config.train.total_steps)
+    plan = check_job(config)
+    if plan.is_complete:
+        return report_end(folder, plan.finished_steps, plan.total_steps, ended_early=True)
     attempt = folder.ray / f"attempt-{time.time_ns()}"
     logs = attempt / "logs"
     with ray_cluster(config.launch, log_folder=logs):
         use_gpu = check_resources(config.launch)
         check_shared_storage(config, use_gpu=use_gpu)
         with hold_run(folder):
-            begin_run(config, plan)
+            begin_job(config, plan)
             logs.mkdir(parents=True)
             return _follow(config, plan, attempt, use_gpu=use_gpu)
 
 
+def is_under_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def _build_trainer(
-    config: PretrainConfig, plan: RunPlan, attempt: Path, *, number: int, use_gpu: bool
+    config: AnyRunConfig, plan: RunPlan, attempt: Path, *, number: int, use_gpu: bool
 ) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -69,8 +79,7 @@ def _build_trainer(
     return TorchTrainer(
         train_on_ray,
         train_loop_config={
-            "config": config.model_dump(mode="json"),
-            "plan": asdict(plan),
+            **pack_job(config, plan),
             "use_gpu": use_gpu,
         },
         scaling_config=ScalingConfig(
@@ -96,14 +105,10 @@ def train_on_ray(arguments: dict[str, Any]) -> None:
     """Collective: Ray Train's train function. Runs in a thread, so it cannot catch signals."""
     import ray.train
 
-    from launch.worker import run_pretraining
-
-    config = PretrainConfig.model_validate(arguments["config"])
-    plan = RunPlan(**arguments["plan"])
-    run_pretraining(
+    config, plan = unpack_job(arguments)
+    run_job(
         config,
-        identity=plan.identity,
-        init_from=plan.source,
+        plan,
         use_gpu=arguments["use_gpu"],
         report=lambda figures: ray.train.report(_numbers(figures)),
         stop_requested=run_folder_of(config).stop_file.exists,
@@ -114,7 +119,7 @@ def _numbers(figures: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in figures.items() if isinstance(value, int | float)}
 
 
-def _fit(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> None:
+def _fit(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> None:
     """Train to the end; a group that could not even start is started again.
 
     Ray Train restarts a group that fails while it trains, and raises what happens before, such as
@@ -140,13 +145,13 @@ def _fit(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool)
             )
 
 
-def _follow(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> int:
+def _follow(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> int:
     """Train and show it until it ends; the exit code.
 
     Raises:
         BadInput: a worker met it; there is no restart.
     """
-    folder, launch, total = run_folder_of(config), config.launch, config.train.total_steps
+    folder, launch, total = run_folder_of(config), config.launch, plan.total_steps
     outcome: dict[str, BaseException] = {}
     finished = threading.Event()
 
@@ -180,7 +185,8 @@ def _follow(config: PretrainConfig, plan: RunPlan, attempt: Path, *, use_gpu: bo
         reason = failures.last or str(outcome["error"]).strip().splitlines()[-1]
         print(f"error: training failed, {reason} (logs: {folder.logs}, {attempt})", file=sys.stderr)
         return 1
-    return report_end(folder, _newest_step(folder), total)
+    newest = _newest_step(folder)
+    return report_end(folder, newest, total, ended_early=is_finished(folder, plan, newest))
 
 
 def _tell(events: EventTail, display: ProgressDisplay) -> bool:

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from bert.export import export_model
-from bert.model import ModelConfig, weight_shapes
+from bert.export import build_meta_model, export_model
+from bert.heads import MASKED_LM, Head, task_head
+from bert.model import ModelConfig, named_weights
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.checkpoint import MASK, MASTER, Checkpoint
 from distributed.checkpoint_manifest import MANIFEST
 from distributed.errors import BadInput
 from launch.inspect import count_masks, find_problems, validation_at
 from launch.run_folder import resolve_source
-from launch.saved_state import read_state
+from launch.saved_state import SavedState, read_state
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,14 @@ def export_checkpoint(source: Path, output: Path, *, vocab: Path | None = None) 
     problems = find_problems(saved, counts, digest)
     if problems:
         raise BadInput(f"{folder} contradicts itself ({problems[0]}): export another checkpoint")
-    state, keep_masks = _read_weights(
-        checkpoint,
-        weight_shapes(model_config, vocab_size=vocabulary.size, pad_id=vocabulary.pad_id),
-    )
+    head = _head_of(saved)
+    shapes = {
+        name: weight.shape
+        for name, weight in named_weights(
+            build_meta_model(model_config, vocab_size=vocabulary.size, head=head)
+        )
+    }
+    state, keep_masks = _read_weights(checkpoint, shapes)
     report: dict[str, Any] = {
         "name": config.get("name", "BERT"),
         "step": checkpoint.step,
@@ -79,6 +84,7 @@ def export_checkpoint(source: Path, output: Path, *, vocab: Path | None = None) 
         report=report,
         output=output,
         lower_case=vocabulary.lower_case,
+        head=head,
     )
     pruned = sum(count.pruned for count in counts.values())
     prunable = sum(count.numel for count in counts.values())
@@ -110,14 +116,21 @@ def _read_configs(checkpoint: Checkpoint) -> tuple[dict[str, Any], ModelConfig]:
 def _find_vocabulary(checkpoint: Checkpoint, path: Path) -> Vocabulary:
     if not path.is_file():
         raise BadInput(f"the vocabulary {path} is not there: give its place with --vocab FILE")
-    vocabulary = load_vocabulary(path)
     model = checkpoint.section("identity", "model")
+    vocabulary = load_vocabulary(path, lower_case=model.get("lower_case"))
     if model.get("vocab_sha256", vocabulary.sha256) != vocabulary.sha256:
         raise BadInput(
             f"{path} is not the vocabulary that {checkpoint.path} was trained with: give the right "
             "one with --vocab FILE"
         )
     return vocabulary
+
+
+def _head_of(saved: SavedState) -> Head:
+    """The head that the checkpoint was trained with."""
+    if saved.config.task is None:
+        return MASKED_LM
+    return task_head(saved.config.task.kind, saved.labels)
 
 
 def _read_weights(

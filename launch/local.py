@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 
 import torch.distributed as dist
 
@@ -22,65 +21,70 @@ from distributed.topology import (
     ensure_process_group,
     has_gpu_for_each_process,
 )
-from launch.configuration import PretrainConfig
+from launch.configuration import LaunchConfig
+from launch.jobs import begin_job, check_job, is_finished, pack_job, run_job, unpack_job
 from launch.lease import refuse_if_held
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.run_folder import run_folder_of
-from launch.run_setup import RunPlan, begin_run, check_run, hold_run
+from launch.run_setup import AnyRunConfig, RunPlan, hold_run
 from launch.stopping import STOPPED_EXIT_CODE, report_end, signals_request_stop
-from launch.worker import run_pretraining
 
 
-def pretrain_locally(config: PretrainConfig) -> int:
+def run_locally(config: AnyRunConfig) -> int:
     """Collective: train in this process, with those that torchrun started beside it; the exit code.
 
     Raises:
         BadInput: in the first process; the others leave with the same exit code and no words.
     """
-    use_gpu = config.launch.use_gpu
-    if use_gpu == "auto":
-        use_gpu = has_gpu_for_each_process()
-    topology = detect_topology(use_gpu=use_gpu)
-    ensure_process_group(topology)
     with ExitStack() as held:
         try:
-            return _train_held(config, topology, held, use_gpu=use_gpu)
+            with process_group(config.launch) as (topology, use_gpu):
+                return _train_held(config, topology, held, use_gpu=use_gpu)
         except Unrecoverable as error:
-            if topology.is_first:
+            if dist.get_rank() == 0:
                 print(f"error: {error} (logs: {run_folder_of(config).logs})", file=sys.stderr)
             return 1
 
 
-def _train_held(
-    config: PretrainConfig, topology: Topology, held: ExitStack, *, use_gpu: bool
-) -> int:
+def _train_held(config: AnyRunConfig, topology: Topology, held: ExitStack, *, use_gpu: bool) -> int:
     plan = _agree_on_plan(config, topology, held)
-    folder, total = run_folder_of(config), config.train.total_steps
-    finished_steps = plan.finished_steps
-    if finished_steps < total:
+    folder, finished_steps = run_folder_of(config), plan.finished_steps
+    if not plan.is_complete:
         with (
             signals_request_stop(folder.stop_file, say=topology.is_first),
             _progress(config, plan, show=topology.is_first),
         ):
-            finished_steps = run_pretraining(
-                config,
-                identity=plan.identity,
-                init_from=plan.source,
-                use_gpu=use_gpu,
-                stop_requested=folder.stop_file.exists,
-            ).step
-    dist.destroy_process_group()
+            finished_steps = run_job(
+                config, plan, use_gpu=use_gpu, stop_requested=folder.stop_file.exists
+            )
+    # Rank 0 writes what makes a run finished; the others hear it from rank 0.
+    finished = bool(broadcast_json(is_finished(folder, plan, finished_steps)))
     if topology.is_first:
-        return report_end(folder, finished_steps, total)
-    return 0 if finished_steps >= total else STOPPED_EXIT_CODE
+        return report_end(folder, finished_steps, plan.total_steps, ended_early=finished)
+    return 0 if finished else STOPPED_EXIT_CODE
 
 
-def _agree_on_plan(config: PretrainConfig, topology: Topology, held: ExitStack) -> RunPlan:
+@contextmanager
+def process_group(launch: LaunchConfig) -> Iterator[tuple[Topology, bool]]:
+    """Collective: this process's group and whether it has a GPU; inside, one group for all runs.
+
+    After an error the group is left as it is: the others may be gone.
+    """
+    use_gpu = has_gpu_for_each_process() if launch.use_gpu == "auto" else launch.use_gpu
+    topology = detect_topology(use_gpu=use_gpu)
+    is_own = not dist.is_initialized()
+    ensure_process_group(topology)
+    yield topology, use_gpu
+    if is_own:
+        dist.destroy_process_group()
+
+
+def _agree_on_plan(config: AnyRunConfig, topology: Topology, held: ExitStack) -> RunPlan:
     """Collective: rank 0 checks and holds the run; what it finds, good or bad, is for all."""
     answer: dict[str, object] = {}
     if topology.is_first:
         try:
-            answer = {"plan": asdict(_set_up(config, topology.world_size, held))}
+            answer = pack_job(config, _set_up(config, topology.world_size, held))
         except BadInput as error:
             answer = {"error": str(error)}
     answer = broadcast_json(answer)
@@ -88,10 +92,10 @@ def _agree_on_plan(config: PretrainConfig, topology: Topology, held: ExitStack) 
         if topology.is_first:
             raise BadInput(str(answer["error"]))
         raise SystemExit(2)
-    return RunPlan(**answer["plan"])  # type: ignore[arg-type]
+    return unpack_job(answer)[1]
 
 
-def _set_up(config: PretrainConfig, world_size: int, held: ExitStack) -> RunPlan:
+def _set_up(config: AnyRunConfig, world_size: int, held: ExitStack) -> RunPlan:
     if config.train.global_batch_rows < world_size:
         raise BadInput(
             f"train.global_batch_rows ({config.train.global_batch_rows}) is below the number of "
@@ -99,15 +103,15 @@ def _set_up(config: PretrainConfig, world_size: int, held: ExitStack) -> RunPlan
         )
     folder = run_folder_of(config)
     refuse_if_held(folder.path)
-    plan = check_run(config)
-    if plan.finished_steps < config.train.total_steps:
+    plan = check_job(config)
+    if not plan.is_complete:
         held.enter_context(hold_run(folder))
-        begin_run(config, plan)
+        begin_job(config, plan)
     return plan
 
 
 @contextmanager
-def _progress(config: PretrainConfig, plan: RunPlan, *, show: bool) -> Iterator[None]:
+def _progress(config: AnyRunConfig, plan: RunPlan, *, show: bool) -> Iterator[None]:
     """Meanwhile, a thread brings the metrics to the display."""
     if not show:
         yield
@@ -116,7 +120,7 @@ def _progress(config: PretrainConfig, plan: RunPlan, *, show: bool) -> Iterator[
 
     def follow() -> None:
         with ProgressDisplay(
-            config.train.total_steps, start_step=plan.finished_steps, label=config.name
+            plan.total_steps, start_step=plan.finished_steps, label=config.name
         ) as display:
             follow_metrics(
                 run_folder_of(config).metrics_file, stop=finished, on_record=display.update

@@ -138,7 +138,7 @@ class ProgressDisplay:
             self._rate_origin = step, self._clock()
         self._step = step
         parts = [f"step {step}/{self._total_steps}"]
-        if (loss := record.get("train/mlm_loss")) is not None:
+        if (loss := record.get("train/mlm_loss", record.get("train/loss"))) is not None:
             parts.append(f"loss {loss:.3f}")
         if (sparsity := record.get("sparsity/actual")) is not None:
             parts.append(f"sparsity {sparsity:.2f}")
@@ -147,6 +147,10 @@ class ProgressDisplay:
         if (left := self._seconds_left(record)) is not None:
             parts.append(f"left {format_seconds(left)}")
         self._line.show("  ".join(parts), done=step, important=step >= self._total_steps)
+        scores = {key: value for key, value in record.items() if key.startswith("dev/")}
+        if scores:
+            shown = "  ".join(f"{name[4:]} {score:.4f}" for name, score in scores.items())
+            self._line.note(f"step {step}/{self._total_steps}  dev  {shown}")
         losses = validation_losses(record)
         if losses:
             shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())

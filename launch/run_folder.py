@@ -23,10 +23,11 @@ from distributed.files import write_atomically, write_json
 
 if TYPE_CHECKING:
     from launch.configuration import PretrainConfig
+    from launch.finetune_configuration import FinetuneConfig
 
 # Fields of the train section that change how a run is computed or told, or whether it goes on after
 # a fault, not what it computes.
-_FREE_TRAIN_FIELDS = {
+FREE_TRAIN_FIELDS = {
     "micro_batch_rows",
     "log_interval_steps",
     "on_non_finite",
@@ -91,6 +92,21 @@ class RunFolder:
         return self.path / "stop"
 
     @property
+    def best(self) -> Path:
+        """Of fine-tuning: the checkpoint that the dev split chose, a folder in here."""
+        return self.path / "best"
+
+    @property
+    def results_file(self) -> Path:
+        """Of fine-tuning: the scores, there once training is done."""
+        return self.path / "results.json"
+
+    @property
+    def vocab_file(self) -> Path:
+        """Of fine-tuning: the vocabulary of the model that it started from."""
+        return self.path / "vocab.txt"
+
+    @property
     def ray(self) -> Path:
         return self.path / "ray"
 
@@ -104,7 +120,7 @@ class RunFolder:
         write_atomically(self.config_file, text.encode())
 
 
-def run_folder_of(config: "PretrainConfig") -> RunFolder:
+def run_folder_of(config: "PretrainConfig | FinetuneConfig") -> RunFolder:
     """The folder of the run that `config` describes."""
     return RunFolder(config.launch.runs_dir / config.name)
 
@@ -127,9 +143,16 @@ def identity(
         "seed": config.seed,
         "model": {**model, "vocab_sha256": vocab_sha256, "init_fingerprint": init_fingerprint},
         "data": {**data, "fingerprint": data_fingerprint},
-        "train": config.train.model_dump(mode="json", exclude=_FREE_TRAIN_FIELDS),
+        "train": config.train.model_dump(mode="json", exclude=FREE_TRAIN_FIELDS),
         "sparsity": config.sparsity.model_dump(mode="json") if config.sparsity else None,
+        "distillation": _distillation(config),
     }
+
+
+def _distillation(config: "PretrainConfig") -> dict[str, Any] | None:
+    if config.distillation is None:
+        return None
+    return config.distillation.model_dump(mode="json", exclude={"teacher"})
 
 
 def check_identity(folder: RunFolder, identity: Mapping[str, Any]) -> bool:
@@ -200,13 +223,13 @@ def last_step(path: Path) -> int:
 
 
 def validation_by_step(path: Path) -> dict[int, float | None]:
-    """The validation loss at each step where it was measured, the mean over the sets."""
+    """The validation loss at each step where it was measured: the mean over the sets, or dev's."""
     found: dict[int, float | None] = {}
     for record in read_metrics(path):
         losses = [
             value
             for key, value in record.items()
-            if key.startswith("validation/") and key.endswith("/mlm_loss")
+            if key == "dev/loss" or (key.startswith("validation/") and key.endswith("/mlm_loss"))
         ]
         if losses and all(isinstance(loss, float) for loss in losses):
             found[record["step"]] = sum(losses) / len(losses)
@@ -239,7 +262,7 @@ def is_run(path: Path) -> bool:
 
 
 def resolve_source(path: Path) -> Path:
-    """The folder to read a model from: a run's newest good checkpoint, or `path` itself.
+    """The folder to read a model from: a run's best or newest good checkpoint, or `path` itself.
 
     Args:
         path: a run, a checkpoint or a Hugging Face folder.
@@ -250,7 +273,10 @@ def resolve_source(path: Path) -> Path:
     if is_run(path):
         from distributed.checkpoint import find_newest
 
-        checkpoint, refused = find_newest(RunFolder(path).checkpoints)
+        # Of fine-tuning, once it is done, the one that dev chose.
+        folder = RunFolder(path)
+        chosen = folder.best if folder.results_file.exists() else folder.checkpoints
+        checkpoint, refused = find_newest(chosen)
         if checkpoint is not None:
             return checkpoint.path
         reason = f"no good checkpoint ({refused[0]})" if refused else "no checkpoint yet"

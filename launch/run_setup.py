@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bert.corpora.shards import open_corpus
 from bert.corpora.unigram import load_unigram_counts
 from bert.model import PretrainingModel, build_model, is_prunable, weight_shapes
 from bert.restoring import transfer_start
+from bert.source_model import describe_source
+from bert.teacher import load_teacher
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.checkpoint_manifest import MANIFEST, read_manifest
 from distributed.errors import BadInput
@@ -18,6 +22,7 @@ from distributed.files import sha256_of
 from distributed.zero import check_advanced
 from launch.attempt import find_start
 from launch.configuration import PretrainConfig, dump_yaml
+from launch.finetune_configuration import FinetuneConfig
 from launch.lease import hold
 from launch.run_folder import (
     RunFolder,
@@ -29,6 +34,8 @@ from launch.run_folder import (
 )
 from sparsity.targets import build_scopes
 
+AnyRunConfig = PretrainConfig | FinetuneConfig
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -37,6 +44,8 @@ class RunPlan:
     identity: dict[str, Any]
     init_from: str | None  # the checkpoint or Hugging Face folder that model.init_from means
     finished_steps: int  # of the newest good checkpoint; 0 for a new run
+    total_steps: int
+    is_complete: bool  # nothing is left to do
 
     @property
     def source(self) -> Path | None:
@@ -72,13 +81,14 @@ def check_run(config: PretrainConfig) -> RunPlan:
         init_fingerprint = newest.section("identity", "model").get("init_fingerprint")
     elif config.model.init_from is not None:
         source = resolve_source(config.model.init_from)
-        init_fingerprint = _fingerprint(source)
+        init_fingerprint = fingerprint(source)
         transfer_start(
             source,
             build_new_model(config, vocabulary),
             config.model,
             sparsity=config.sparsity,
         )
+    build_teacher(config, vocabulary, device=torch.device("cpu"))
     fields = identity(
         config,
         data_fingerprint=corpus.fingerprint,
@@ -90,6 +100,8 @@ def check_run(config: PretrainConfig) -> RunPlan:
         identity=fields,
         init_from=str(source) if source is not None else None,
         finished_steps=newest.step if newest is not None else 0,
+        total_steps=config.train.total_steps,
+        is_complete=newest is not None and newest.step >= config.train.total_steps,
     )
 
 
@@ -112,7 +124,7 @@ def hold_run(folder: RunFolder, *, say: bool = True) -> Iterator[None]:
         yield
 
 
-def begin_run(config: PretrainConfig, plan: RunPlan) -> None:
+def begin_run(config: AnyRunConfig, plan: RunPlan) -> None:
     """Write what a run begins with, and take back a request to stop it."""
     folder = run_folder_of(config)
     folder.create()
@@ -131,10 +143,35 @@ def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> Pretraini
         hidden_dropout=config.train.hidden_dropout,
         attention_dropout=config.train.attention_dropout,
         seed=config.seed,
+        distillation=config.distillation,
     )
 
 
-def _fingerprint(source: Path) -> str:
+def build_teacher(
+    config: PretrainConfig, vocabulary: Vocabulary, *, device: torch.device
+) -> PretrainingModel | None:
+    """The model that distillation.teacher names; None without one.
+
+    Raises:
+        BadInput: it is not there, has another vocabulary, or lacks the language modelling head.
+    """
+    if config.distillation is None:
+        return None
+    source = resolve_source(config.distillation.teacher)
+    described = describe_source(source, vocab=config.model.vocab)
+    module = build_model(
+        described.config,
+        vocab_size=vocabulary.size,
+        pad_id=vocabulary.pad_id,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        seed=0,
+    )
+    load_teacher(module, source, described.config, device=device, precision=config.train.precision)
+    return module
+
+
+def fingerprint(source: Path) -> str:
     """A hash of a model's weights and masks, wherever and whenever they were written."""
     total = hashlib.sha256()
     if (source / MANIFEST).exists():

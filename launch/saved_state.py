@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from bert.tasks.configuration import Kind
 from distributed.checkpoint import Checkpoint
 
 
@@ -22,8 +23,13 @@ class ZeroPart(_Part):
     stage: int | None = None
 
 
+class TaskPart(_Part):
+    kind: Kind
+
+
 class ConfigPart(_Part):
     name: str | None = None
+    task: TaskPart | None = None  # of fine-tuning
     train: TrainPart = TrainPart()
     zero: ZeroPart = ZeroPart()
 
@@ -51,6 +57,7 @@ class SavedState(_Part):
     train: ProgressPart = ProgressPart()
     sparsity: SparsityPart | None = None
     zero_stage: int | None = None
+    labels: list[str] = []  # of fine-tuning
     metrics: dict[str, Any] = {}
     versions: dict[str, str] = {}
 

@@ -6,9 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bert.tasks.sources import HUB_PREFIX
 from distributed.errors import BadInput
-from launch.configuration import PretrainConfig
+from launch.finetune_configuration import FinetuneConfig
 from launch.ray_cluster import count_places
+from launch.run_setup import AnyRunConfig
 
 # Storage may show a new file on other nodes with a delay.
 _DELAY_SECONDS = 10.0
@@ -17,7 +19,7 @@ _ANSWER_SECONDS = 120.0
 _UPLOAD = Path("runtime_resources", "working_dir_files")
 
 
-def check_shared_storage(config: PretrainConfig, *, use_gpu: bool) -> None:
+def check_shared_storage(config: AnyRunConfig, *, use_gpu: bool) -> None:
     """Check that each node that can hold a worker sees what this one sees.
 
     Args:
@@ -57,8 +59,16 @@ def check_shared_storage(config: PretrainConfig, *, use_gpu: bool) -> None:
             left.unlink(missing_ok=True)
 
 
-def _inputs(config: PretrainConfig) -> dict[str, list[str]]:
+def _inputs(config: AnyRunConfig) -> dict[str, list[str]]:
     """By field, the files without which a worker cannot begin."""
+    if isinstance(config, FinetuneConfig):
+        task = config.task
+        splits = {"train": task.train, "dev": task.dev, "test": task.test}
+        return {
+            f"task.{name}": [path for path in split.paths if not path.startswith(HUB_PREFIX)]
+            for name, split in splits.items()
+            if split is not None
+        }
     sets = [folder for folders in config.evaluation.sets.values() for folder in folders]
     return {
         "data.shards": [str(folder / "manifest.json") for folder in config.data.shards],

@@ -51,9 +51,14 @@ def signals_request_stop(stop_file: Path, *, say: bool = True) -> Iterator[None]
             signal.signal(number, handler)
 
 
-def report_end(folder: RunFolder, finished_steps: int, total_steps: int) -> int:
-    """Say how far the run is, and how it goes on if it was stopped; the exit code."""
-    if finished_steps >= total_steps:
+def report_end(
+    folder: RunFolder, finished_steps: int, total_steps: int, *, ended_early: bool = False
+) -> int:
+    """Say how far the run is, and how it goes on if it was stopped; the exit code.
+
+    `ended_early`: it has nothing left to do, whatever its number of steps (fine-tuning).
+    """
+    if ended_early or finished_steps >= total_steps:
         print(f"{folder.path} is complete: {finished_steps} steps", flush=True)
         return 0
     print(

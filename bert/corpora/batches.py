@@ -84,6 +84,8 @@ class RowBatches:
     fewer), masks are those of epoch 0, and each chosen position becomes [MASK].
     """
 
+    loss_name = "train/mlm_loss"
+
     def __init__(
         self,
         corpus: TokenCorpus,
@@ -136,6 +138,10 @@ class RowBatches:
     def row_ids(self, step: int) -> Int64Array:
         """The rows of the global batch, `int64 [B]`: the same on every rank."""
         return self._batch(step)[1]
+
+    def loss_terms(self, step: int) -> int:
+        """Terms of the mean loss: the masked tokens of the global batch."""
+        return self.global_masked_tokens(step)
 
     def global_masked_tokens(self, step: int) -> int:
         """Masked tokens of the global batch, on all ranks together."""

@@ -36,7 +36,7 @@ def list_inputs(paths: Iterable[str | os.PathLike[str]]) -> list[Input]:
     for item in paths:
         path = os.fspath(item)
         if path.startswith(HUB_PREFIX):
-            inputs.append(_hub_input(path))
+            inputs.append(hub_input(path))
         else:
             inputs.extend(_file_input(file) for file in _files(path))
     return inputs
@@ -74,7 +74,7 @@ def _file_input(path: Path) -> Input:
         raise BadInput(f"The input {path} cannot be read ({error.strerror}).") from None
 
 
-def _hub_input(path: str) -> Input:
+def hub_input(path: str) -> Input:
     from huggingface_hub import HfApi  # slow to import, and seldom needed
 
     name, _, rest = path.removeprefix(HUB_PREFIX).partition(":")

@@ -19,6 +19,7 @@ class Purpose(IntEnum):
     MASKING = 2
     DEAL_SEGMENTS = 3
     SHUFFLE_ROWS = 4
+    TASK_ROW_ORDER = 5
 
 
 def random_bits(

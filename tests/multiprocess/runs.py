@@ -93,7 +93,7 @@ def run_config(text: Text, folder: Path, name: str, **sections: Any) -> Pretrain
     }
     for section, changes in sections.items():
         whole = changes is None or not isinstance(changes, Mapping)
-        fields[section] = changes if whole else {**(fields[section] or {}), **changes}
+        fields[section] = changes if whole else {**(fields.get(section) or {}), **changes}
     return PretrainConfig.model_validate(fields)
 
 

@@ -356,7 +356,7 @@ def test_a_record_may_be_refused_before_it_is_written(tmp_path: Path) -> None:
         topology=Topology(0, 1, 0, torch.device("cpu")),
         start_step=0,
         flops_per_token=1e6,
-        config_text="",
+        config_text="name: run",
         digests={},
         on_record=refuse,
     )

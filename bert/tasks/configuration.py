@@ -1,0 +1,146 @@
+"""A task, as its YAML file describes it: files, their format, labels, metrics and lengths."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from distributed.config import Config
+
+Kind = Literal[
+    "classification", "multi_label", "regression", "relation", "tokens", "question_answering"
+]
+Format = Literal[
+    "records", "folders", "tags", "squad", "chemprot", "ddi", "marked", "pubmedqa", "bioasq"
+]
+MetricName = Literal[
+    "accuracy",
+    "f1",
+    "macro_f1",
+    "micro_f1",
+    "positive_micro_f1",
+    "matthews",
+    "pearson",
+    "spearman",
+    "entity_f1",
+    "macro_word_f1",
+    "exact_match",
+    "answer_f1",
+]
+
+_TEXT_METRICS = {"accuracy", "f1", "macro_f1", "micro_f1", "matthews"}
+METRICS_OF: dict[Kind, set[str]] = {
+    "classification": _TEXT_METRICS,
+    "relation": _TEXT_METRICS | {"positive_micro_f1"},
+    "multi_label": {"micro_f1", "macro_f1"},
+    "regression": {"pearson", "spearman"},
+    "tokens": {"entity_f1", "macro_word_f1"},
+    "question_answering": {"exact_match", "answer_f1"},
+}
+_FORMATS_OF: dict[Kind, set[str]] = {
+    "classification": {"records", "folders", "pubmedqa", "bioasq"},
+    "relation": {"records", "marked", "chemprot", "ddi"},
+    "multi_label": {"records"},
+    "regression": {"records"},
+    "tokens": {"tags"},
+    "question_answering": {"squad"},
+}
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | Path) else value
+
+
+def _as_split(value: Any) -> Any:
+    return value if isinstance(value, dict) or value is None else {"paths": value}
+
+
+class SplitConfig(Config):
+    """Where a split is: files, folders, or hub:NAME[:CONFIG[:SPLIT]] for datasets.load_dataset."""
+
+    paths: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+    where: dict[str, str | int | list[str | int]] = Field(
+        default_factory=dict, description="keep records whose fields have one of these values"
+    )
+
+
+OneSplit = Annotated[SplitConfig, BeforeValidator(_as_split)]
+MaybeSplit = Annotated[SplitConfig | None, BeforeValidator(_as_split)]
+
+
+class Columns(Config):
+    """Names of a record's fields; in a table without a header their numbers from 0."""
+
+    text: str = Field("sentence", coerce_numbers_to_str=True)
+    text_pair: str | None = Field(None, coerce_numbers_to_str=True)
+    label: str = Field("label", coerce_numbers_to_str=True)
+
+
+class TaskConfig(Config):
+    """One task. Metrics: the first decides between checkpoints and learning rates."""
+
+    kind: Kind
+    format: Format = "records"
+    train: OneSplit
+    dev: MaybeSplit = Field(None, description="decides between checkpoints")
+    test: MaybeSplit = Field(None, description="scored once, at the end")
+    dev_fraction: float | None = Field(
+        None, gt=0, lt=0.5, description="share of the training examples that becomes dev"
+    )
+    max_train_examples: int | None = Field(
+        None, ge=1, description="train on a part, drawn by a hash of the examples"
+    )
+    columns: Columns = Columns.model_validate({})
+    header: bool = Field(True, description="whether a table's first line names its columns")
+    labels: list[str] | None = Field(None, description="null takes those of the training split")
+    label_map: dict[str, str] = Field(default_factory=dict, description="label -> its new name")
+    skip_labels: list[str] = Field(
+        default_factory=list, description="records with one of these labels are skipped and counted"
+    )
+    label_separator: str = Field(",", min_length=1, description="of multi_label fields")
+    negative_labels: list[str] = Field(
+        default_factory=list, description="classes that mean no relation, for positive_micro_f1"
+    )
+    bad_records: Literal["error", "skip"] = Field(
+        "error", description="skip: records with wrong columns are skipped and counted"
+    )
+    tag_scheme: Literal["bio", "iob1", "io"] = "bio"
+    merge_types: str | None = Field(None, description="one name for all entity types, as in BLURB")
+    entities: Literal["markers", "dummies"] = Field(
+        "dummies", description="relation: words around the two entities, or a word in their place"
+    )
+    entity_types: tuple[str, str] = Field(
+        ("GENE", "CHEMICAL"), description="format marked: what << >> and [[ ]] stand for"
+    )
+    metrics: list[MetricName] = Field(..., min_length=1)
+    max_seq_len: int = Field(128, ge=8, le=512)
+    stride_tokens: int = Field(
+        128, ge=1, description="tokens that two windows of a long text share (questions, words)"
+    )
+    max_answer_tokens: int = Field(30, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.format not in _FORMATS_OF[self.kind]:
+            raise ValueError(
+                f"task.format {self.format} does not hold {self.kind} tasks: choose one of "
+                f"{', '.join(sorted(_FORMATS_OF[self.kind]))}"
+            )
+        for name in self.metrics:
+            if name not in METRICS_OF[self.kind]:
+                raise ValueError(
+                    f"task.metrics has {name}, which is not for {self.kind}: choose from "
+                    f"{', '.join(sorted(METRICS_OF[self.kind]))}"
+                )
+        if (self.dev is None) == (self.dev_fraction is None):
+            raise ValueError("set one of task.dev and task.dev_fraction: dev chooses checkpoints")
+        if "positive_micro_f1" in self.metrics and not self.negative_labels:
+            raise ValueError("task.metrics positive_micro_f1 needs task.negative_labels")
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError("task.labels names a label twice")
+        return self
+
+    @property
+    def main_metric(self) -> str:
+        """What decides between checkpoints and learning rates, on dev; larger is better."""
+        return self.metrics[0]

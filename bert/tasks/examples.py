@@ -1,0 +1,51 @@
+"""What a task's reader makes of a file: examples, each with its place, and what was left out.
+
+Three shapes serve all tasks: a text or a pair with a label (classification, regression, relations),
+words with a tag each (entities), a question with a context (answers that are spans of it).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class TextExample:
+    """A text, or a pair; `label` is a class, a list of classes or a number, as the task has it."""
+
+    text: str
+    text_pair: str | None
+    label: str | tuple[str, ...] | float
+    place: str  # "FILE line 7", for messages
+
+
+@dataclass(frozen=True)
+class TokenExample:
+    """A sentence as words, and the tag of each."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+    place: str
+
+
+@dataclass(frozen=True)
+class QuestionExample:
+    """A question about a context; every annotator's answer, and where in the context it begins."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[str, ...]
+    answer_starts: tuple[int, ...]  # characters
+    place: str
+
+
+Example = TextExample | TokenExample | QuestionExample
+
+
+@dataclass
+class Split:
+    """One split as read. `reports` counts what was skipped or changed, by its reason."""
+
+    examples: Sequence[Example]
+    reports: Counter[str] = field(default_factory=Counter)

@@ -1,0 +1,82 @@
+"""Reader of words with a tag each, in columns: the form in which NER corpora are published.
+
+    APC2 O                          two columns (tabs or blanks): NCBI-disease, BC5CDR, BC2GM, ...
+    EU NNP I-NP B-ORG               CoNLL-2003: the word first, the tag last
+    Xylitol NN O I-INT              EBM PICO: tags without B-
+
+A blank line ends a sentence; -DOCSTART- lines separate documents and are no text.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bert.tasks.configuration import SplitConfig, TaskConfig
+from bert.tasks.examples import Split, TokenExample
+from bert.tasks.sources import read_lines
+from distributed.errors import BadInput
+
+REPAIRED = "I- tags that no B- begins read as B-"
+CONVERTED = "I- tags of IOB1 that begin an entity written as B-"
+EMPTY_WORD = "lines with a tag and no word skipped"
+_TAG = re.compile(r"O|[BI](?:-(\S+))?")
+
+
+def read_tag_split(task: TaskConfig, split: SplitConfig) -> Split:
+    """Sentences of words and BIO tags (IO for scheme io)."""
+    out = Split([])
+    examples: list[TokenExample] = []
+    for path in map(Path, split.paths):
+        for place, words, tags in _read_sentences(path, out.reports):
+            examples.append(TokenExample(words, _normalise(tags, task, out.reports), place))
+    out.examples = examples
+    return out
+
+
+def _read_sentences(
+    path: Path, reports: Counter[str]
+) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """Place, words and tags of each sentence; those without a word are no sentences."""
+    lines: list[tuple[int, str, str]] = []
+    columns = 0
+    for number, line in [*read_lines(path), (0, "")]:  # a blank line after the last sentence
+        if line.strip() and not line.startswith("-DOCSTART-"):
+            cells = line.split("\t") if "\t" in line else line.split(" ")
+            columns = columns or len(cells)
+            if len(cells) < 2 or len(cells) != columns:
+                expected = max(columns, 2)
+                raise BadInput(f"{path} line {number} has {len(cells)} columns, not {expected}")
+            if not _TAG.fullmatch(cells[-1]):
+                raise BadInput(
+                    f"{path} line {number} has the tag {cells[-1]!r}, which is not O, B-TYPE or "
+                    "I-TYPE"
+                )
+            if cells[0].strip():
+                lines.append((number, cells[0], cells[-1]))
+            else:
+                reports[EMPTY_WORD] += 1
+        elif lines:
+            numbers, words, tags = zip(*lines, strict=True)
+            yield f"{path} line {numbers[0]}", words, tags
+            lines = []
+
+
+def _normalise(tags: Sequence[str], task: TaskConfig, reports: Counter[str]) -> tuple[str, ...]:
+    """One spelling of the tags: BIO, or IO for scheme io; types merged if the task says so."""
+    fixed: list[str] = []
+    before = "O"
+    for tag in tags:
+        if tag != "O":
+            letter, _, kind = tag.partition("-")
+            kind = task.merge_types or kind
+            tag = f"{letter}-{kind}" if kind else letter
+            begins = letter == "I" and (before == "O" or before[1:] != tag[1:])
+            if task.tag_scheme == "io":
+                tag = f"I{tag[1:]}"
+            elif begins:
+                reports[CONVERTED if task.tag_scheme == "iob1" else REPAIRED] += 1
+                tag = f"B{tag[1:]}"
+        fixed.append(tag)
+        before = tag
+    return tuple(fixed)

@@ -1,0 +1,151 @@
+"""`sparsebert compare`: the runs of a study that are missing, several at once, and its table.
+
+Each run is a `sparsebert finetune --local` in a process of its own; what is finished is not run
+again, and an interrupted run goes on from its checkpoint.
+"""
+
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from bert.tasks.configuration import TaskConfig
+from distributed.errors import BadInput
+from launch.finetune_results import read_results
+from launch.progress import StatusLine, make_console
+from launch.run_folder import run_folder_of
+from launch.stopping import STOPPED_EXIT_CODE
+from launch.study import (
+    StudyConfig,
+    StudyRun,
+    choose_rates,
+    final_runs,
+    finetune_overrides,
+    grid_runs,
+    load_finetune,
+    mean_dev_score,
+)
+from launch.study_report import build_rows, write_report
+
+
+class StudyStopped(Exception):
+    """A run was asked to stop, and did."""
+
+
+def compare(study: StudyConfig, *, quiet: bool = False) -> list[dict[str, Any]]:
+    """Run what is missing and write the tables; their rows.
+
+    Raises:
+        BadInput: a configuration is wrong, before anything runs; or a run refuses its input.
+        StudyStopped: a signal stopped a run.
+    """
+    for run in (*grid_runs(study), *_one_run_of_each(study)):
+        _check(study, run)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    grid = list(grid_runs(study))
+    _complete(study, grid, "grid", quiet, lambda: None)
+    chosen = choose_rates(study, {r: mean_dev_score(_results(study, r) or []) for r in grid})
+    final = final_runs(study, chosen)
+
+    def report() -> list[dict[str, Any]]:
+        there = {run: found for run in final if (found := _results(study, run)) is not None}
+        rows = build_rows(study, chosen, there)
+        write_report(study, rows, missing=len(final) - len(there))
+        return rows
+
+    _complete(study, final, "final", quiet, report)
+    return report()
+
+
+def _one_run_of_each(study: StudyConfig) -> list[StudyRun]:
+    rate = study.learning_rates[0]
+    return [
+        StudyRun(model, task, rate, tuple(study.seeds), score_test=True)
+        for task in study.tasks
+        for model in study.models
+    ]
+
+
+def _check(study: StudyConfig, run: StudyRun) -> TaskConfig:
+    config = load_finetune(study, run)
+    if not config.model.init_from.exists():
+        raise BadInput(
+            f"models.{run.model}.init_from: {config.model.init_from} does not exist: train it first"
+        )
+    return config.task
+
+
+def _results(study: StudyConfig, run: StudyRun) -> list[dict[str, Any]] | None:
+    """The results of all seeds of the run; None if one is missing."""
+    config = load_finetune(study, run)
+    found = [read_results(run_folder_of(config.for_seed(seed))) for seed in run.seeds]
+    whole = [r for r in found if r is not None]
+    if len(whole) < len(found):
+        return None
+    needs_test = run.score_test and config.task.test is not None
+    return None if needs_test and any(r["test"] is None for r in whole) else whole
+
+
+def _complete(
+    study: StudyConfig,
+    runs: Sequence[StudyRun],
+    label: str,
+    quiet: bool,
+    after_each: Callable[[], object],
+) -> None:
+    """Run those that have no results yet, `study.parallel` at once."""
+    missing = [run for run in runs if _results(study, run) is None]
+    done = len(runs) - len(missing)
+    console = make_console(stderr=quiet)
+    devices: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    for place in range(study.parallel):
+        devices.put(study.gpus[place % len(study.gpus)] if study.gpus else None)
+    with (
+        StatusLine(f"{study.name} {label}", total=len(runs), console=console) as line,
+        ThreadPoolExecutor(study.parallel) as pool,
+    ):
+        line.show(f"{label}: {done} of {len(runs)} runs are there", done=done, important=True)
+        jobs = {run: pool.submit(_run_one, study, run, devices) for run in missing}
+        try:
+            for run, job in jobs.items():
+                job.result()
+                done += 1
+                after_each()
+                line.show(f"{label}: {done} of {len(runs)}, {run.name}", done=done, important=True)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_one(study: StudyConfig, run: StudyRun, devices: "queue.SimpleQueue[int | None]") -> None:
+    """One run in a process of its own; its output goes to the study's folder."""
+    device = devices.get()
+    environment = dict(os.environ)
+    if device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = str(device)
+    log = study.folder / f"{run.name}.log"
+    command = [sys.executable, "-m", "launch", "finetune", str(study.tasks[run.task].config)]
+    try:
+        with open(log, "ab") as out:
+            code = subprocess.run(
+                [*command, *finetune_overrides(study, run), "--local"],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                check=False,
+            ).returncode
+    finally:
+        devices.put(device)
+    if code == STOPPED_EXIT_CODE:
+        raise StudyStopped(f"{run.name} is stopped and saved: the same command goes on")
+    if code == 2:
+        raise BadInput(f"{run.name}: {_last_line(log).removeprefix('error: ')}")
+    if code:
+        raise RuntimeError(f"{run.name} ended with exit code {code}: see {log}")
+
+
+def _last_line(log: Any) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return str(lines[-1]) if lines else "it said nothing"

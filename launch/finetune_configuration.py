@@ -1,0 +1,104 @@
+"""The root configuration of fine-tuning: a task, the model to start from, one run for each seed."""
+
+import os
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+
+from bert.distillation import DistillationConfig
+from bert.tasks.configuration import SplitConfig, TaskConfig
+from bert.tasks.finetuning import FinetuneTrainConfig
+from bert.tasks.sources import HUB_PREFIX
+from distributed.checkpoint import CheckpointConfig
+from distributed.config import Config
+from distributed.zero import ZeroConfig
+from launch.configuration import LaunchConfig, check_name, defaults_of, resolve_paths
+
+
+class SourceConfig(Config):
+    """Where the weights come from; dimensions, vocabulary and masks come with them."""
+
+    init_from: Path = Field(
+        description="run, checkpoint or Hugging Face folder to start from, as in "
+        "model.init_from=runs/demo-general"
+    )
+    vocab: Path | None = Field(None, description="if it is not where the model says")
+
+
+class FinetuneConfig(Config):
+    """Fine-tuning on one task, complete."""
+
+    name: str = Field(
+        coerce_numbers_to_str=True, description="of the folder in launch.runs_dir, a run a seed"
+    )
+    seeds: list[int] = Field([1], min_length=1)
+    model: SourceConfig = Field(
+        description="what to start from, as in model.init_from=runs/demo-general"
+    )
+    task: TaskConfig
+    train: FinetuneTrainConfig = defaults_of(FinetuneTrainConfig)
+    distillation: DistillationConfig | None = Field(
+        None, description="null learns from the labels alone"
+    )
+    zero: ZeroConfig = defaults_of(ZeroConfig)
+    checkpoint: CheckpointConfig = CheckpointConfig.model_validate(
+        {"interval_steps": 1, "keep_last": 1}
+    )
+    launch: LaunchConfig = defaults_of(LaunchConfig)
+    score_test: bool = Field(
+        True, description="false leaves the test split alone; the same command scores it later"
+    )
+
+    _check_name = field_validator("name")(check_name)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds names a seed twice")
+        if not all(0 <= seed < 1 << 63 for seed in self.seeds):
+            raise ValueError("seeds must be at least 0 and below 2^63")
+        if self.train.global_batch_rows < self.launch.num_workers:
+            raise ValueError(
+                f"train.global_batch_rows ({self.train.global_batch_rows}) is below "
+                f"launch.num_workers ({self.launch.num_workers}): each worker needs a row of "
+                "every batch, so raise the first or lower the second"
+            )
+        if (
+            self.train.attention_dropout > 0
+            and self.train.precision == "bf16"
+            and self.launch.use_gpu is not False
+        ):
+            raise ValueError(
+                f"train.attention_dropout ({self.train.attention_dropout}) must be 0 because "
+                "attention over packed rows has no dropout on a GPU in bf16"
+            )
+        return self
+
+    @property
+    def seed(self) -> int:
+        """The seed of a run of one seed."""
+        (seed,) = self.seeds
+        return seed
+
+    def for_seed(self, seed: int) -> "FinetuneConfig":
+        """The run of one seed: its folder is launch.runs_dir/NAME/seed-SEED."""
+        launch = self.launch.model_copy(update={"runs_dir": self.launch.runs_dir / self.name})
+        return self.model_copy(update={"name": f"seed-{seed}", "seeds": [seed], "launch": launch})
+
+
+def resolve_finetune_paths(config: FinetuneConfig) -> FinetuneConfig:
+    """The same configuration with absolute paths: workers run in other folders."""
+    config = resolve_paths(config)
+    splits = {name: _resolve_split(getattr(config.task, name)) for name in ("train", "dev", "test")}
+    return config.model_copy(update={"task": config.task.model_copy(update=splits)})
+
+
+def _resolve_split(split: SplitConfig | None) -> SplitConfig | None:
+    if split is None:
+        return None
+    paths = [
+        path if path.startswith(HUB_PREFIX) else os.path.abspath(os.path.expanduser(path))
+        for path in split.paths
+    ]
+    return split.model_copy(update={"paths": paths})

@@ -1,0 +1,40 @@
+"""A fine-tuning run's data: every split read, checked and encoded for its model's vocabulary."""
+
+from dataclasses import dataclass
+
+from bert.tasks.encoding import EncodedSplit, encode_split
+from bert.tasks.splits import TaskData, load_task
+from bert.vocabulary import Vocabulary
+from launch.finetune_configuration import FinetuneConfig
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The task as the model reads it."""
+
+    data: TaskData
+    vocabulary: Vocabulary
+    splits: dict[str, EncodedSplit]
+
+    def reports(self) -> dict[str, dict[str, int]]:
+        """What was skipped, cut or mended, by split and reason."""
+        return {
+            name: dict(self.data.splits[name].reports + split.reports)
+            for name, split in self.splits.items()
+        }
+
+
+def read_inputs(config: FinetuneConfig, vocabulary: Vocabulary) -> Inputs:
+    """Read and encode every split."""
+    data = load_task(config.task)
+    splits = {
+        name: encode_split(
+            split.examples,
+            task=config.task,
+            labels=data.labels,
+            vocabulary=vocabulary,
+            training=name == "train",
+        )
+        for name, split in data.splits.items()
+    }
+    return Inputs(data, vocabulary, splits)

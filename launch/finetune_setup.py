@@ -1,0 +1,181 @@
+"""Checks everything that can be wrong with a fine-tuning run before a process is started for it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bert.model import ModelConfig
+from bert.restoring import transfer_start
+from bert.source_model import describe_source
+from bert.tasks.model import TaskModel, build_task_model
+from bert.teacher import load_teacher
+from bert.vocabulary import load_vocabulary
+from distributed.errors import BadInput
+from distributed.zero import check_advanced
+from launch.attempt import find_start
+from launch.finetune_configuration import FinetuneConfig
+from launch.finetune_inputs import Inputs, read_inputs
+from launch.finetune_results import read_results
+from launch.run_folder import (
+    FREE_TRAIN_FIELDS,
+    RunFolder,
+    check_identity,
+    resolve_source,
+    run_folder_of,
+)
+from launch.run_setup import RunPlan, begin_run, fingerprint
+from sparsity.schedule import SparsityConfig
+
+_SPLITS = {"train", "dev", "test"}
+
+
+@dataclass(frozen=True)
+class FinetunePlan(RunPlan):
+    """A fine-tuning run that may start: JSON, for it travels to the workers."""
+
+    model: dict[str, Any]  # a ModelConfig
+    lower_case: bool
+    sparsity: dict[str, Any] | None  # frozen, or None for a dense model
+
+
+def check_finetune(config: FinetuneConfig) -> FinetunePlan:
+    """Check data, first weights and the run folder; writes nothing.
+
+    Args:
+        config: of one seed, with absolute paths.
+
+    Raises:
+        BadInput: one sentence on what to change.
+    """
+    folder = run_folder_of(config)
+    check_advanced(config.zero)
+    newest, _ = find_start(folder)
+    source: Path | None = None
+    old = _read_identity(folder)
+    if old is not None and newest is not None:
+        # The first weights are history: their source may have moved, trained on or gone.
+        model = ModelConfig.model_validate(
+            {**old["model"]["dimensions"], "vocab": folder.vocab_file}
+        )
+        vocabulary = load_vocabulary(folder.vocab_file, lower_case=old["model"]["lower_case"])
+        sparsity = old["sparsity"]
+        init_fingerprint = old["model"]["init_fingerprint"]
+    else:
+        source = resolve_source(config.model.init_from)
+        described = describe_source(source, vocab=config.model.vocab)
+        model, vocabulary = described.config, described.vocabulary
+        sparsity = {"schedule": "frozen"} if described.is_pruned else None
+        init_fingerprint = fingerprint(source)
+    if config.task.max_seq_len > model.max_position_embeddings:
+        raise BadInput(
+            f"task.max_seq_len ({config.task.max_seq_len}) is above the "
+            f"{model.max_position_embeddings} positions of {config.model.init_from}: lower it"
+        )
+    inputs = read_inputs(config, vocabulary)
+    if source is not None:
+        transfer_start(
+            source,
+            build_new_task_model(config, model, inputs),
+            model,
+            sparsity=_sparsity_config(sparsity),
+            encoder_only=True,
+        )
+    build_task_teacher(config, inputs, device=torch.device("cpu"))
+    fields = {
+        "seed": config.seed,
+        "model": {
+            "dimensions": model.model_dump(mode="json", exclude={"vocab", "init_from"}),
+            "lower_case": vocabulary.lower_case,
+            "vocab_sha256": vocabulary.sha256,
+            "init_fingerprint": init_fingerprint,
+        },
+        "task": {
+            **config.task.model_dump(mode="json", exclude=_SPLITS),
+            "fingerprint": inputs.data.fingerprint,
+        },
+        "train": config.train.model_dump(mode="json", exclude=FREE_TRAIN_FIELDS),
+        "sparsity": sparsity,
+        "distillation": (
+            config.distillation.model_dump(mode="json", exclude={"teacher"})
+            if config.distillation
+            else None
+        ),
+    }
+    check_identity(folder, fields)
+    return FinetunePlan(
+        identity=fields,
+        init_from=str(source) if source is not None else None,
+        finished_steps=newest.step if newest is not None else 0,
+        total_steps=config.train.plan(len(inputs.splits["train"].rows)).total_steps,
+        is_complete=_is_complete(folder, config),
+        model=model.model_dump(mode="json"),
+        lower_case=vocabulary.lower_case,
+        sparsity=sparsity,
+    )
+
+
+def begin_finetune(config: FinetuneConfig, plan: FinetunePlan) -> None:
+    """Write what a run begins with, the vocabulary too: the run needs its source no more."""
+    folder = run_folder_of(config)
+    begin_run(config, plan)
+    vocab = Path(plan.model["vocab"])
+    if vocab != folder.vocab_file:
+        shutil.copyfile(vocab, folder.vocab_file)
+
+
+def build_new_task_model(config: FinetuneConfig, model: ModelConfig, inputs: Inputs) -> TaskModel:
+    """The run's model with new weights."""
+    one_number = {"regression": 1, "question_answering": 2}
+    return build_task_model(
+        model,
+        kind=config.task.kind,
+        num_outputs=one_number.get(config.task.kind, len(inputs.data.labels)),
+        vocab_size=inputs.vocabulary.size,
+        pad_id=inputs.vocabulary.pad_id,
+        hidden_dropout=config.train.hidden_dropout,
+        attention_dropout=config.train.attention_dropout,
+        seed=config.seed,
+        distillation=config.distillation,
+    )
+
+
+def build_task_teacher(
+    config: FinetuneConfig, inputs: Inputs, *, device: torch.device
+) -> TaskModel | None:
+    """The fine-tuned model that distillation.teacher names; None without one.
+
+    Raises:
+        BadInput: it is not there, has another vocabulary, or another task's head.
+    """
+    if config.distillation is None:
+        return None
+    source = resolve_source(config.distillation.teacher)
+    described = describe_source(source, vocab=inputs.vocabulary.path)
+    student = config.model_copy(update={"distillation": None})
+    module = build_new_task_model(student, described.config, inputs)
+    load_teacher(module, source, described.config, device=device, precision=config.train.precision)
+    return module
+
+
+def _is_complete(folder: RunFolder, config: FinetuneConfig) -> bool:
+    results = read_results(folder)
+    if results is None:
+        return False
+    return not config.score_test or config.task.test is None or results.get("test") is not None
+
+
+def _read_identity(folder: RunFolder) -> dict[str, Any] | None:
+    try:
+        identity = json.loads(folder.identity_file.read_text(encoding="utf-8"))
+        return identity if "dimensions" in identity["model"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _sparsity_config(sparsity: Mapping[str, Any] | None) -> SparsityConfig | None:
+    return None if sparsity is None else SparsityConfig.model_validate(sparsity)

@@ -1,0 +1,80 @@
+"""The two kinds of run, pretraining and fine-tuning, as the driver and the workers meet them.
+
+    configuration --check_job--> plan --begin_job--> run folder --run_job (every worker)--> steps
+
+Configuration and plan travel to the workers as JSON.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from launch.configuration import PretrainConfig
+from launch.finetune_configuration import FinetuneConfig
+from launch.finetune_setup import FinetunePlan, begin_finetune, check_finetune
+from launch.run_folder import RunFolder
+from launch.run_setup import AnyRunConfig, RunPlan, begin_run, check_run
+
+
+def check_job(config: AnyRunConfig) -> RunPlan:
+    """Check everything that can be wrong; writes nothing.
+
+    Raises:
+        BadInput: one sentence on what to change.
+    """
+    return check_finetune(config) if isinstance(config, FinetuneConfig) else check_run(config)
+
+
+def begin_job(config: AnyRunConfig, plan: RunPlan) -> None:
+    """Write what the run begins with."""
+    if isinstance(config, FinetuneConfig) and isinstance(plan, FinetunePlan):
+        begin_finetune(config, plan)
+    else:
+        begin_run(config, plan)
+
+
+def pack_job(config: AnyRunConfig, plan: RunPlan) -> dict[str, Any]:
+    """Configuration and plan as JSON."""
+    return {"config": config.model_dump(mode="json"), "plan": asdict(plan)}
+
+
+def unpack_job(packed: dict[str, Any]) -> tuple[AnyRunConfig, RunPlan]:
+    """The inverse of `pack_job`."""
+    if "task" in packed["config"]:
+        return FinetuneConfig.model_validate(packed["config"]), FinetunePlan(**packed["plan"])
+    return PretrainConfig.model_validate(packed["config"]), RunPlan(**packed["plan"])
+
+
+def run_job(
+    config: AnyRunConfig,
+    plan: RunPlan,
+    *,
+    use_gpu: bool,
+    stop_requested: Callable[[], bool],
+    report: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> int:
+    """Collective: train in this process, one of the run's workers; the number of finished steps."""
+    if isinstance(config, FinetuneConfig) and isinstance(plan, FinetunePlan):
+        from launch.finetune_worker import run_finetuning
+
+        return run_finetuning(
+            config, plan, use_gpu=use_gpu, report=report, stop_requested=stop_requested
+        ).step
+    assert isinstance(config, PretrainConfig)
+    from launch.worker import run_pretraining
+
+    return run_pretraining(
+        config,
+        identity=plan.identity,
+        init_from=plan.source,
+        use_gpu=use_gpu,
+        report=report,
+        stop_requested=stop_requested,
+    ).step
+
+
+def is_finished(folder: RunFolder, plan: RunPlan, finished_steps: int) -> bool:
+    """Whether the run is at its end; fine-tuning may end before its last step."""
+    if isinstance(plan, FinetunePlan):
+        return folder.results_file.exists()
+    return finished_steps >= plan.total_steps

@@ -1,0 +1,142 @@
+"""`sparsebert finetune` and `compare` as a user meets them: real processes, tiny models."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launch.exporting import export_checkpoint
+from tests.multiprocess import runs, tasks
+
+ROOT = Path(__file__).parents[2]
+
+
+def sparsebert(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launch", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A sparse run, and a dense model as a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("models")
+    text = runs.prepare_text(folder)
+    sparse = runs.train(1, runs.run_config(text, folder, "sparse"))
+    dense = runs.train(1, runs.run_config(text, folder, "dense", sparsity=None))
+    export_checkpoint(dense.path, folder / "exported")
+    return {"sparse": sparse.path, "dense": folder / "exported"}
+
+
+@pytest.fixture
+def task_file(tmp_path: Path) -> Path:
+    for seed, (name, count) in enumerate((("train", 40), ("dev", 10), ("test", 12))):
+        tasks.write_sentences(tmp_path / f"{name}.tsv", count, seed)
+    fields: dict[str, Any] = {
+        "name": "words",
+        "task": {
+            "kind": "classification",
+            **{name: str(tmp_path / f"{name}.tsv") for name in ("train", "dev", "test")},
+            "metrics": ["accuracy"],
+            "max_seq_len": 32,
+        },
+        "train": {"epochs": 1, "global_batch_rows": 8, "micro_batch_rows": 8, "precision": "fp32",
+                  "learning_rate": 1e-3},
+        "launch": {"use_gpu": False, "runs_dir": str(tmp_path / "runs"), "num_workers": 1},
+    }  # fmt: skip
+    file = tmp_path / "words.yaml"
+    file.write_text(yaml.safe_dump(fields))
+    return file
+
+
+def test_ray_trains_each_seed(models: dict[str, Path], task_file: Path) -> None:
+    arguments = [task_file, f"model.init_from={models['sparse']}", "launch.num_workers=2",
+                 "launch.cpus_per_worker=0.5"]  # fmt: skip
+    done = sparsebert("finetune", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    file = task_file.parent / "runs" / "words" / "seed-1" / "results.json"
+    found = json.loads(file.read_text())
+    assert found["test"]["accuracy"] >= 0 and found["sparsity"]["over_prunable"] == pytest.approx(
+        0.8, abs=1e-3
+    )
+    again = sparsebert("finetune", *arguments)
+    assert again.returncode == 0 and "is complete" in again.stdout
+
+
+def test_a_wrong_file_is_one_sentence(models: dict[str, Path], task_file: Path) -> None:
+    (task_file.parent / "test.tsv").write_text("sentence\tlabel\ngood\t1\nodd\t7\n")
+    done = sparsebert("finetune", task_file, f"model.init_from={models['dense']}", "--local")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and "test.tsv line 3 has the label '7'" in line
+    assert not (task_file.parent / "runs").exists()
+
+
+def test_a_study_runs_what_is_missing(models: dict[str, Path], task_file: Path) -> None:
+    folder = task_file.parent / "runs" / "tiny"
+    fields = {
+        "name": "tiny",
+        "runs_dir": str(folder.parent),
+        "models": {
+            "dense": {"init_from": str(models["dense"])},
+            "sparse": {"init_from": str(models["sparse"]), "twin": "dense"},
+        },
+        "tasks": {"words": {"config": str(task_file), "published": {"somebody": 99.0}}},
+        "seeds": [1, 2],
+        "learning_rates": [1e-3, 5e-3],
+        "parallel": 2,
+    }
+    file = task_file.parent / "study.yaml"
+    file.write_text(yaml.safe_dump(fields))
+    done = sparsebert("compare", file, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert {row["model"] for row in rows} == {"dense", "sparse"}
+    for row in rows:
+        assert len(row["scores"]) == 2 and row["interval95"] is not None
+    sparse = [row for row in rows if row["model"] == "sparse"]
+    assert all(row["kept_of_prunable"] == pytest.approx(0.2, abs=1e-3) for row in sparse)
+    assert all(row["recovery"] > 0 for row in sparse)
+    names = {row["model"]: row for row in rows if row["model"] in row["rate_of"]}
+    for model, row in names.items():
+        tried = folder.glob(f"words.{model}.lr*/seed-1/results.json")
+        dev = {r["learning_rate"]: r["dev"]["accuracy"] for r in map(_read, tried)}
+        assert len(dev) == 2 and dev[row["learning_rate"]] == max(dev.values())
+    logs = {log: log.stat().st_mtime_ns for log in folder.glob("*.log")}
+    again = sparsebert("compare", file)
+    assert again.returncode == 0 and "Published scores" in again.stdout
+    assert logs == {log: log.stat().st_mtime_ns for log in folder.glob("*.log")}, "nothing ran"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def test_a_stopped_study_says_so_and_goes_on(models: dict[str, Path], task_file: Path) -> None:
+    folder = task_file.parent / "runs" / "stopped"
+    fields = {
+        "name": "stopped",
+        "runs_dir": str(folder.parent),
+        "models": {"dense": {"init_from": str(models["dense"])}},
+        "tasks": {"words": {"config": str(task_file), "overrides": ["train.epochs=3000"]}},
+        "seeds": [1],
+        "learning_rates": [1e-3],
+    }
+    file = task_file.parent / "study.yaml"
+    file.write_text(yaml.safe_dump(fields))
+    command = [sys.executable, "-m", "launch", "compare", str(file)]
+    study = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    run = folder / "words.dense.lr0.001" / "seed-1"
+    deadline = time.monotonic() + 200
+    while not (run / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline and study.poll() is None
+        time.sleep(0.2)
+    (run / "stop").touch()
+    out, _ = study.communicate(timeout=200)
+    assert study.returncode == 75 and "words.dense.lr0.001 is stopped and saved" in out
+    assert not (run / "results.json").exists() and list((run / "checkpoints").glob("step-*"))
