@@ -104,33 +104,6 @@ def test_signalled_requeued_and_equal_to_a_run_that_was_not(
     assert_nothing_is_left(slurm, nodes)
 
 
-def test_a_job_array_of_two_seeds_on_one_node(
-    slurm: Slurm, nodes: VirtualNodes, config_file: Path, workspace: Path
-) -> None:
-    """Side by side they train; one is cancelled, which the other does not notice."""
-    changes = ["seed=%a", "name=seed-%a", "launch.num_workers=1", "train.total_steps=100000"]
-    changes += ["train.precision=fp32", "launch.cpus_per_worker=1"]
-    place = ["--array=1-2", "--nodes=1", "--nodelist=n1", "--cpus-per-task=1"]
-    array = submit(slurm, workspace / "seed-%a.out", *place, SCRIPT, config_file, *changes)
-    first, second = (f"{array}_{index}" for index in (1, 2))
-    logs = [workspace / f"seed-{index}.out" for index in (1, 2)]
-    runs = [workspace / "runs" / f"seed-{index}" for index in (1, 2)]
-    await_step(slurm, first, logs[0], runs[0], 1)
-    await_step(slurm, second, logs[1], runs[1], 1)
-    slurm.run("scancel", first)
-    await_end(slurm, first, logs[0])
-    assert slurm.job(first)["JobState"] == "CANCELLED"
-    assert "queued again" not in logs[0].read_text()
-
-    await_step(slurm, second, logs[1], runs[1], last_step(runs[1]) + 3)
-    (runs[1] / "stop").touch()
-    assert await_end(slurm, second, logs[1]) == "75:0", logs[1].read_text()
-    assert max(checkpoints(runs[1])) == last_step(runs[1])
-    losses = [metrics(run)[0]["train/mlm_loss"] for run in runs]
-    assert losses[0] != losses[1]  # two seeds
-    assert_nothing_is_left(slurm, nodes)
-
-
 def test_the_exit_code_is_the_trainings(slurm: Slurm, config_file: Path, workspace: Path) -> None:
     log = workspace / "refused.out"
     changes = ["name=slurm-refused", "data.shards=/no/such/folder"]
