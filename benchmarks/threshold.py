@@ -47,10 +47,9 @@ class Shard:
         self.weights = torch.empty(self.stop - self.start, device=device)
         self.weights.normal_(0, STD, generator=generator)
         self.wire_bytes = 0
-
-    def mask(self) -> FragmentMask:
-        n = self.stop - self.start
-        return FragmentMask(Fragment("w", self.start, n, 0, 0, self.start, self.stop), self.device)
+        # In training the masks are there before.
+        fragment = Fragment("w", self.start, self.stop - self.start, 0, 0, self.start, self.stop)
+        self.mask = FragmentMask(fragment, device)
 
     def count_bytes(self, counts: torch.Tensor) -> torch.Tensor:
         self.wire_bytes += counts.numel() * counts.element_size()
@@ -70,7 +69,7 @@ class Shard:
 
 def ours(shard: Shard) -> float | None:
     scopes = [Scope(("w",), shard.numel, 0.0)]
-    mask = shard.mask()
+    mask = shard.mask
     rounds = find_cuts(SingleWeights({mask: shard.weights}), [mask], scopes, [shard.k])
     return run(rounds, shard.count_bytes)[0].threshold
 
@@ -79,7 +78,7 @@ def ours_with_masks(shard: Shard) -> float | None:
     """The whole update: threshold, masks, count and digest."""
     return update_masks(
         PatternName.parse("unstructured"),
-        {shard.mask(): shard.weights},
+        {shard.mask: shard.weights},
         {"w": (shard.numel,)},
         [Scope(("w",), shard.numel, 0.0)],
         [shard.k],
@@ -139,6 +138,7 @@ def measure(
     slow = not method.startswith(("sparsebert", "plain"))
     for _ in range(options.repeats if not slow else min(2, options.repeats)):
         shard.wire_bytes = 0
+        shard.mask.keep.fill_(-1)
         dist.barrier()
         started = time.perf_counter()
         answer = METHODS[method](shard)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from sparsity.masks import FragmentMask
+from sparsity.masks import PRUNED, FragmentMask
 from sparsity.population import Population
 from sparsity.targets import Scope
 from sparsity.threshold import Cut, Rounds, select
@@ -51,7 +51,9 @@ class SingleWeights:
 
     def population(self, mask: FragmentMask) -> Population:
         """The owned part of the fragment."""
-        keep = None if mask.keep.all() else mask.keep  # the first update need not look at it
+        # The first update need not look at the mask: nothing is pruned.
+        is_whole = not mask.keep.numel() or int(mask.keep.amax()) != PRUNED
+        keep = None if is_whole else mask.keep
         return owned_part(
             Population(self._masters[mask], keep, mask.uid, mask.fragment.start), mask
         )

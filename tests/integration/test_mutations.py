@@ -88,7 +88,7 @@ MUTATIONS = {
     ),
     "pruned weights are counted again": Mutation(
         "sparsity/patterns.py",
-        "keep = None if mask.keep.all() else mask.keep",
+        "keep = None if is_whole else mask.keep",
         "keep = None",
         f"{THRESHOLD}::test_updates_add_up",
     ),
