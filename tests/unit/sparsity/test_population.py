@@ -1,0 +1,61 @@
+"""The passes over the weights: on the host and on a device (run here on the CPU), beside Python."""
+
+import math
+import struct
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsity import population
+from sparsity.population import NON_FINITE, Population
+
+weights = st.lists(st.floats(width=32), max_size=40)
+
+
+def bits_of(value: float) -> int:
+    return int(struct.unpack("<I", struct.pack("<f", abs(value)))[0]) & 0x7FFFFFFF
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), values=weights)
+def test_one_pass_counts_and_collects(
+    data: st.DataObject, on_host: bool, values: list[float]
+) -> None:
+    live = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    ends = st.one_of(st.integers(0, NON_FINITE), st.sampled_from([*map(bits_of, values), 0]))
+    low, high = sorted((min(data.draw(ends), NON_FINITE), min(data.draw(ends), NON_FINITE)))
+    keep = torch.tensor([-1 if alive else 0 for alive in live], dtype=torch.int8)
+    for mask in (keep, None):
+        chosen = [v for v, alive in zip(values, live, strict=True) if alive or mask is None]
+        one = Population(torch.tensor(values, dtype=torch.float32), mask, 5, 11)
+        scan = population._host_inside if on_host else population._device_inside
+        got = scan(one, 0, len(values), low, high)
+        assert got.below == sum(bits_of(v) < low for v in chosen)
+        assert got.keys.tolist() == [bits_of(v) - low for v in chosen if low <= bits_of(v) < high]
+        assert got.non_finite == sum(not math.isfinite(v) for v in chosen)
+        assert one.count_live() == len(chosen)
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), values=weights)
+def test_positions_of_one_magnitude(
+    data: st.DataObject, on_host: bool, values: list[float]
+) -> None:
+    at_bits = data.draw(st.sampled_from([*map(bits_of, values), 7]))
+    keep = torch.tensor([-1 if i % 3 else 0 for i in range(len(values))], dtype=torch.int8)
+    one = Population(torch.tensor(values, dtype=torch.float32), keep, 5, 11)
+    scan = population._host_equal if on_host else population._device_equal
+    want = [i for i, v in enumerate(values) if i % 3 and bits_of(v) == at_bits]
+    assert scan(one, 0, len(values), at_bits).tolist() == want
+
+
+def test_threads_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(population, "CHUNK", 13)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    values = torch.arange(1, 1001, dtype=torch.float32)
+    keys = Population(values, None, 5, 0).inside(0, NON_FINITE).keys
+    assert torch.equal(keys, values.view(torch.int32))
