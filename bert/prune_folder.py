@@ -37,6 +37,7 @@ from sparsity.schedule import SparsityConfig
 from sparsity.targets import build_scopes
 
 _INDEX_FILE = "model.safetensors.index.json"
+_CARD = "README.md"
 _BYTE = 8  # masks are packed eight weights a byte: ranks' slices begin at whole bytes
 
 
@@ -67,7 +68,8 @@ def prune_folder(
 
     Args:
         source: holds model.safetensors, whole or in shards with an index.
-        output: a folder that does not exist yet; what else `source` holds is copied into it.
+        output: a folder that does not exist yet; what else `source` holds is copied into it,
+            but for the model card, which is written anew.
         config: scope, groups, pattern and final_sparsity; its schedule is not read.
         match: shell patterns of the names of what to prune; none takes the six linear weights of
             every BERT encoder layer.
@@ -122,9 +124,7 @@ def prune_folder(
     by_name = {n: earlier.by_name[n] + update.newly.by_name[n] for n in prunable}
     digest = hex_digest(earlier.digest + update.newly.digest)
     keep = _gather_masks(masters, chosen)
-    if rank == 0:
-        _write(source, output, files, keep, digest)
-    return PruneReport(
+    report = PruneReport(
         output=output,
         prunable=sum(math.prod(shape) for shape in chosen.values()),
         pruned=sum(by_name.values()),
@@ -134,6 +134,9 @@ def prune_folder(
         digest=digest,
         by_name=by_name,
     )
+    if rank == 0:
+        _write(source, files, keep, report)
+    return report
 
 
 def _find_files(source: Path) -> list[Path]:
@@ -221,17 +224,36 @@ def _gather_masks(
 
 
 def _write(
-    source: Path, output: Path, files: Sequence[Path], keep: dict[str, torch.Tensor], digest: str
+    source: Path, files: Sequence[Path], keep: dict[str, torch.Tensor], report: PruneReport
 ) -> None:
     """Every file of the folder, its weights with zeros where pruned, whole or not at all."""
-    with appears_whole(output) as folder:
+    with appears_whole(report.output) as folder:
         for file in files:
             tensors = read_tensors(file)
             for name, tensor in tensors.items():
                 if (kept := keep.get(canonical_name(name))) is not None:
                     tensor.masked_fill_(~kept, 0.0)
-            save_file(tensors, folder / file.name, metadata=read_metadata(file))
-        save_keep_masks(keep, digest=digest, path=folder / KEEP_MASK_FILE)
+            # Without what an export says of the weights that these were.
+            metadata = {k: v for k, v in read_metadata(file).items() if k == "format"}
+            save_file(tensors, folder / file.name, metadata=metadata)
+        save_keep_masks(keep, digest=report.digest, path=folder / KEEP_MASK_FILE)
+        (folder / _CARD).write_text(_render_card(source, report), encoding="utf-8")
         for other in source.iterdir():
             if other.is_file() and not (folder / other.name).exists():
                 shutil.copyfile(other, folder / other.name)
+
+
+def _render_card(source: Path, report: PruneReport) -> str:
+    """The model card; the source's own speaks of other weights."""
+    return (
+        f"# {report.output.name}\n\n"
+        f"The weights of `{source.name}`, pruned once by magnitude with `sparsebert prune` and not "
+        f"trained since.\n\n"
+        "| over | weights | pruned | sparsity |\n|---|---|---|---|\n"
+        f"| the prunable weights | {report.prunable:,} | {report.pruned:,} "
+        f"| {report.pruned / report.prunable:.4%} |\n"
+        f"| all stored weights | {report.total:,} | {report.pruned:,} "
+        f"| {report.pruned / report.total:.4%} |\n\n"
+        f"Threshold {report.threshold:.6g}, mask digest `{report.digest}`; "
+        f"`{KEEP_MASK_FILE}` says which weights are alive.\n"
+    )

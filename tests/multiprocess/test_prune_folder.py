@@ -34,6 +34,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     BertForMaskedLM(config).save_pretrained(folder)
     (folder / "notes.txt").write_text("kept")
+    (folder / "README.md").write_text("speaks of the dense model")
     return folder
 
 
@@ -109,6 +110,9 @@ def test_masks_are_numpys_for_any_number_of_processes(dense: Path, tmp_path: Pat
         assert digest == report.digest
         assert all(np.array_equal(masks[n].numpy().reshape(-1), keep[n]) for n in keep)
         assert (output / "notes.txt").read_text() == "kept"
+        card = (output / "README.md").read_text()
+        assert report.digest in card and "dense model" not in card
+        (output / "README.md").unlink()  # it names its folder
         hashes.add(content_hash(output))
     assert len(hashes) == 1
     BertForMaskedLM.from_pretrained(output)
