@@ -1,0 +1,169 @@
+"""The commands about models on disk: `sparsebert inspect`, `export` and `prune`."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
+
+
+def print_json(value: Any) -> None:
+    """What --json prints."""
+    typer.echo(json.dumps(value, indent=1, default=str))
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
+    other: Annotated[
+        Path | None, typer.Option("--compare", help="Another run or checkpoint: where they differ.")
+    ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Find a run's newest good checkpoint, move damaged later ones away."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run or a checkpoint holds, recomputed from its files.
+
+    Step, configuration, world size and ZeRO stage it was written with, sparsity over prunable and
+    over all weights and by layer, mask digest, validation losses, sizes; for a run also which
+    checkpoints are good. Needs no GPU. Reads manifest.json, the rank files and metrics.jsonl. If
+    the masks contradict the manifest or a pruned weight is not zero, it says so and exits with 1.
+
+    \b
+    Examples:
+      sparsebert inspect runs/demo-general
+      sparsebert inspect runs/demo-general/checkpoints/step-00000050 --json
+      sparsebert inspect runs/demo-general --compare runs/other
+    """  # noqa: D301 (\b keeps the lines below it apart)
+    if other is not None:
+        return _compare(path, other, as_json=as_json)
+    if repair:
+        return _repair(path, as_json=as_json)
+    from launch.inspect import describe, render
+    from launch.progress import make_console
+
+    report = describe(path)
+    if as_json:
+        print_json(report)
+    else:
+        make_console().print(render(report))
+    if report["problems"]:
+        raise typer.Exit(1)
+
+
+def _compare(path: Path, other: Path, *, as_json: bool) -> None:
+    from launch.repair import compare
+
+    report = compare(path, other)
+    if as_json:
+        print_json(report)
+    else:
+        typer.echo(" and ".join(report["checkpoints"]))
+        for line in report["differences"] or ["equal, bit for bit"]:
+            typer.echo(line)
+    if not report["equal"]:
+        raise typer.Exit(1)
+
+
+def _repair(path: Path, *, as_json: bool) -> None:
+    from launch.repair import repair
+
+    report = repair(path)
+    if as_json:
+        return print_json(report)
+    for reason in report["refused"]:
+        typer.echo(f"refused: {reason}")
+    for moved in report["moved"]:
+        typer.echo(f"moved away: {moved}")
+    typer.echo(f"the newest good checkpoint is {report['newest']}: the run continues from it")
+
+
+def export(
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
+    output: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="A folder to create.")],
+    vocab: Annotated[
+        Path | None, typer.Option(help="The vocabulary, if model.vocab has moved since training.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's newest good checkpoint, or a given one, as a Hugging Face folder.
+
+    OUT_DIR loads with AutoModelForMaskedLM and needs no code of ours. It holds the configuration,
+    the tokenizer, fp32 weights, keep_mask.safetensors with the masks, and a model card with the
+    sparsity report. Reads the model section that the checkpoint was trained with.
+
+    \b
+    Example:
+      sparsebert export runs/demo-pubmed exports/sparse-bio-bert
+    """  # noqa: D301 (\b keeps the lines below it apart)
+    from launch.exporting import export_checkpoint
+
+    report = export_checkpoint(path, output, vocab=vocab)
+    if as_json:
+        return print_json(dataclasses.asdict(report))
+    verb = "is there already, from" if report.already_done else "written from"
+    sparsity = (
+        f"{report.over_prunable:.4%} of the prunable weights and {report.over_all:.4%} of all are "
+        f"pruned, mask digest {report.digest}"
+        if report.over_prunable is not None
+        else "dense"
+    )
+    typer.echo(
+        f"{report.output} {verb} {report.checkpoint}: {report.parameters:,} weights, {sparsity}"
+    )
+
+
+def prune(
+    source: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A Hugging Face folder.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="A folder to create.")],
+    sparsity: Annotated[
+        float, typer.Option(help="Share of the prunable weights that is zero afterwards.")
+    ],
+    scope: Annotated[
+        Literal["global", "per_tensor"], typer.Option(help="What one threshold ranges over.")
+    ] = "global",
+    pattern: Annotated[
+        str, typer.Option(help="unstructured, N:M such as 2:4, or blocks such as 4x1.")
+    ] = "unstructured",
+    match: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Shell pattern of the names of what to prune, repeatable; without it the six "
+            "linear weights of every BERT encoder layer."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set the smallest weights of a Hugging Face folder to zero, once, without training.
+
+    One exact threshold over all prunable weights, equal magnitudes told apart by their position:
+    the result is the same for any number of processes. OUT_DIR holds what MODEL_DIR does, and
+    keep_mask.safetensors; a frozen run continues from it (model.init_from). Where MODEL_DIR has
+    masks, what they prune stays pruned.
+
+    \b
+    Example:
+      sparsebert prune exports/dense exports/sparse --sparsity 0.9
+      torchrun --nproc-per-node 4 -m launch prune exports/dense exports/sparse --sparsity 0.9
+    """  # noqa: D301 (\b keeps the lines below it apart)
+    from launch.pruning import prune_once
+
+    report = prune_once(
+        source, output, sparsity=sparsity, scope=scope, pattern=pattern, match=match or []
+    )
+    if report is None:  # another process of torchrun's says it
+        return
+    if as_json:
+        return print_json(dataclasses.asdict(report))
+    typer.echo(
+        f"{report.output} written: {report.pruned:,} of {report.prunable:,} prunable weights are "
+        f"pruned ({report.pruned / report.prunable:.4%}; {report.pruned / report.total:.4%} of all "
+        f"stored), threshold {report.threshold:.6g}, {report.ties} ties, mask digest "
+        f"{report.digest}"
+    )
