@@ -20,6 +20,7 @@ from launch.configuration import PretrainConfig, resolve_paths
 from launch.crash_loops import CrashLoops
 from launch.jobs import begin_job, check_job, is_finished, pack_job, run_job, unpack_job
 from launch.lease import refuse_if_held
+from launch.process_group import build_torch_config
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.ray_cluster import check_resources, ray_cluster
 from launch.ray_events import Failure, FailureTail, build_callback
@@ -91,6 +92,7 @@ def _build_trainer(
                 **({"GPU": 1} if use_gpu else {}),
             },
         ),
+        torch_config=build_torch_config(),
         run_config=RunConfig(
             name=attempt.name if number == 0 else f"{attempt.name}-{number}",
             storage_path=str(attempt.parent),

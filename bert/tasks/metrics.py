@@ -5,6 +5,9 @@ Pearson, Spearman            scipy
 entity_f1                    seqeval: exact spans and types, conlleval's reading of BIO tags
 macro_word_f1                scikit-learn over words: the mean of the F1 of each class but O
 exact_match, answer_f1       SQuAD v1.1's own normalisation; the best over the annotators
+
+The libraries are imported where they are used: that takes seconds, and most processes of a run
+compute no score.
 """
 
 import re
@@ -15,9 +18,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from seqeval.metrics import f1_score as seqeval_f1
-from sklearn import metrics as sklearn_metrics
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -32,6 +32,8 @@ def score_classes(
     negative_labels: Sequence[str] = (),
 ) -> dict[str, float]:
     """Metrics of one class an example. `f1` is that of the last label, of two (GLUE's 1)."""
+    from sklearn import metrics as sklearn_metrics
+
     positive = [label for label in labels if label not in negative_labels]
 
     def f1(labels: Sequence[str], average: str) -> Any:
@@ -54,6 +56,8 @@ def score_class_sets(
     names: Sequence[str], *, truth: np.ndarray[Any, Any], predicted: np.ndarray[Any, Any]
 ) -> dict[str, float]:
     """Metrics of several classes an example; both are bool [N, C]."""
+    from sklearn import metrics as sklearn_metrics
+
     averages = {"micro_f1": "micro", "macro_f1": "macro"}
     return {
         name: float(
@@ -67,6 +71,8 @@ def score_numbers(
     names: Sequence[str], *, truth: Sequence[float], predicted: Sequence[float]
 ) -> dict[str, float]:
     """Correlations; 0 where one side is constant, for then there is none."""
+    from scipy import stats
+
     compute = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}
     figures = {}
     for name in names:
@@ -81,6 +87,9 @@ def score_tags(
     names: Sequence[str], *, truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
 ) -> dict[str, float]:
     """Metrics of tagged sentences: the tags of each sentence's words."""
+    from seqeval.metrics import f1_score as seqeval_f1
+    from sklearn import metrics as sklearn_metrics
+
     figures = {}
     for name in names:
         if name == "entity_f1":

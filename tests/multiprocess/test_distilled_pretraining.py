@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bert.pretraining import TrainConfig, compute_learning_rate
+from distributed.checkpoint import MASTER
 from distributed.errors import BadInput
 from launch.exporting import export_checkpoint
 from launch.run_folder import RunFolder
@@ -14,7 +16,6 @@ from tests.multiprocess.runs import (
     Text,
     column,
     contents,
-    differences,
     last_checkpoint,
     prepare_text,
     run_config,
@@ -58,12 +59,21 @@ def test_a_copy_of_the_teacher_has_nothing_to_learn(
 def test_no_weight_of_the_teacher_is_no_teacher(
     text: Text, tmp_path: Path, teacher: RunFolder
 ) -> None:
+    """Up to rounding: beside a teacher the logits exist whole, without one a chunk at a time.
+
+    Adam's first steps have the size of the learning rate whatever the gradient's, so that rounding
+    moves a weight with nearly none by a share of that: 1 % of the 6 steps of 5e-3 is the bound.
+    """
     export_checkpoint(teacher.path, tmp_path / "exported")
     with_teacher = run_config(
         text, tmp_path, "with", distillation={"teacher": tmp_path / "exported", "hardness": 0.0}
     )
     got, want = train(2, with_teacher), train(2, run_config(text, tmp_path, "without"))
-    assert differences(contents(last_checkpoint(got)), contents(last_checkpoint(want))) == []
+    ours, theirs = contents(last_checkpoint(got)), contents(last_checkpoint(want))
+    for name, weights in theirs[MASTER].items():
+        np.testing.assert_allclose(ours[MASTER][name], weights, rtol=0, atol=0.01 * STEPS * 5e-3)
+    losses = column(got, "train/mlm_loss"), column(want, "train/mlm_loss")
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_rewinds_reach_the_optimizer(text: Text, tmp_path: Path) -> None:
