@@ -32,7 +32,9 @@ class Command:
         env: dict[str, str] | None = None,
         program: Sequence[str] = (sys.executable, "-m"),
         log: Path,
+        seconds: float = SECONDS,
     ) -> None:
+        self._seconds = seconds
         self._out = log.with_suffix(".out")
         self._err = log.with_suffix(".err")
         with open(self._out, "w") as out, open(self._err, "w") as err:
@@ -57,7 +59,7 @@ class Command:
     def wait(self) -> int:
         """The exit code; whatever it started and left is ended too."""
         try:
-            return self.process.wait(SECONDS)
+            return self.process.wait(self._seconds)
         finally:
             self.stop()
 
@@ -75,10 +77,12 @@ class Command:
         return [p for p in self.descendants() if "RayTrainWorker" in " ".join(p.cmdline())]
 
     def await_that(self, condition: Callable[[], Any], what: str) -> None:
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + self._seconds
         while not condition():
             assert self.process.poll() is None, f"ended before {what}:\n{self.out}\n{self.err}"
-            assert time.monotonic() < deadline, f"{what}: waited {SECONDS} s\n{self.out}{self.err}"
+            assert time.monotonic() < deadline, (
+                f"{what}: waited {self._seconds} s\n{self.out}{self.err}"
+            )
             time.sleep(0.02)
 
     def await_step(self, run: Path, step: int) -> None:

@@ -1,4 +1,5 @@
-"""`kill -9` at named points of the program: the run ends as if nothing had happened.
+"""`kill -9` at named points of the program, one after another in one run: it ends as if nothing had
+happened.
 
 Through Ray a killed worker's group is replaced; without Ray the same command is given again.
 """
@@ -15,88 +16,77 @@ from tests.integration.faults.sitecustomize import POINTS
 from tests.integration.test_faults import assert_equal_runs
 
 FAULTS = Path(__file__).parent / "faults"
-# Which time, on which of two ranks: each in the middle of the run, after a checkpoint.
-MOMENTS = {
-    "forward": (40, 1),
-    "step": (15, 0),
-    "all-reduce": (60, 1),
-    "threshold": (5, 0),
-    "mid-write": (30, 1),
-    "before-manifest": (2, 0),
-    "before-rename": (2, 0),
-    "after-rename": (2, 0),
-    "removing-old": (3, 0),
-    "reporting": (2, 1),
-    "group-start": (1, 0),
-}
+# (point, which time since the process started, on which of two ranks). Each later in the run than
+# the one before, or Ray's driver takes them for one crash that repeats.
+ON_RAY = [
+    ("group-start", 1, 0),
+    ("mid-write", 5, 1),  # of the checkpoint at step 10
+    ("forward", 45, 1),  # step 15, of three forwards each
+    ("threshold", 3, 0),  # of steps 10, 14, 18
+    ("before-rename", 1, 0),  # of step 20
+    ("reporting", 2, 1),  # of steps 20, 30
+]
+ALONE = [
+    ("forward", 70, 0),  # step 12, of six forwards each
+    ("all-reduce", 20, 0),
+    ("threshold", 2, 0),
+    ("step", 6, 0),
+    ("mid-write", 5, 0),  # of the checkpoint at step 20, like the next three
+    ("before-manifest", 1, 0),
+    ("before-rename", 1, 0),
+    ("after-rename", 1, 0),
+    ("removing-old", 1, 0),
+]
 
 
-def killing(point: str, count: int, rank: int, marker: Path) -> dict[str, str]:
-    return environment(
-        PYTHONPATH=f"{FAULTS}{os.pathsep}{ROOT}",
-        SPARSEBERT_TEST_KILL=f"{point}:{count}:{rank}:{marker}",
+def killing(moments: list[tuple[str, int, int]], folder: Path) -> tuple[dict[str, str], list[Path]]:
+    """The environment that kills, and the files that appear with each kill."""
+    folder.mkdir()
+    markers = [folder / point for point, _, _ in moments]
+    settings = [
+        f"{point}:{count}:{rank}:{marker}"
+        for (point, count, rank), marker in zip(moments, markers, strict=True)
+    ]
+    env = environment(
+        PYTHONPATH=f"{FAULTS}{os.pathsep}{ROOT}", SPARSEBERT_TEST_KILLS=";".join(settings)
     )
+    return env, markers
 
 
-def test_every_point_has_a_moment() -> None:
-    assert MOMENTS.keys() == POINTS.keys()
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "point", ["forward", "threshold", "mid-write", "before-rename", "reporting"]
-)
-def test_a_worker_killed_at_a_point(
-    point: str,
-    reference: tuple[Command, Path],
-    workspace: Path,
-    config_file: Path,
-    start: Start,
-) -> None:
-    run, marker = workspace / "runs" / f"kill-{point}", workspace / f"killed-{point}"
-    env = killing(point, *MOMENTS[point], marker)
-    command = start("pretrain", config_file, f"name=kill-{point}", env=env)
-    assert command.wait() == 0, command.out + command.err
-    assert marker.exists(), "it was never killed"
-    assert "its process died; restarting from step" in command.out
-    assert_equal_runs(run, reference[1])
+def test_every_point_is_killed_at() -> None:
+    assert {point for point, _, _ in ON_RAY + ALONE} == POINTS.keys()
 
 
 @pytest.mark.timeout(900)
-def test_an_exception_while_the_group_starts(
+def test_workers_killed_at_points(
     reference: tuple[Command, Path], workspace: Path, config_file: Path, start: Start
 ) -> None:
-    run, marker = workspace / "runs" / "group-start", workspace / "raised-group-start"
-    env = killing("group-start", *MOMENTS["group-start"], marker)
-    command = start("pretrain", config_file, "name=group-start", env=env)
+    run = workspace / "runs" / "killed"
+    env, markers = killing(ON_RAY, workspace / "kills")
+    arguments = ("pretrain", config_file, "name=killed", "launch.max_failures=8")
+    command = start(*arguments, env=env, seconds=600)
     assert command.wait() == 0, command.out + command.err
-    assert marker.exists(), "it was never raised"
-    assert "the workers could not start (" in command.out
-    assert "starting them again (2 more time(s))" in command.out
+    assert [marker.name for marker in markers if not marker.exists()] == []
+    assert "the workers could not start (RuntimeError: connectFullMesh failed)" in command.out
+    assert "starting them again (7 more time(s))" in command.out
+    died = command.out.count("its process died; restarting from step")
+    assert died == len(ON_RAY) - 1, command.out
     assert_equal_runs(run, reference[1])
 
 
-@pytest.fixture(scope="module")
-def alone(workspace: Path, config_file: Path, start: Start) -> Path:
-    """The run of one process, without Ray."""
-    command = start("pretrain", config_file, "name=alone", "--local")
-    assert command.wait() == 0, command.out + command.err
-    return workspace / "runs" / "alone"
-
-
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("point", sorted(set(POINTS) - {"reporting", "group-start"}))
-def test_a_process_killed_at_a_point(
-    point: str, alone: Path, workspace: Path, config_file: Path, start: Start
-) -> None:
-    run, marker = workspace / "runs" / f"alone-{point}", workspace / f"killed-alone-{point}"
-    env = killing(point, MOMENTS[point][0], 0, marker)
-    arguments = ("pretrain", config_file, f"name=alone-{point}", "--local")
-    killed = start(*arguments, env=env)
-    assert killed.wait() == -signal.SIGKILL, killed.out + killed.err
-    assert marker.exists()
-    before = set(checkpoints(run))
-    again = start(*arguments, env=env)
-    assert again.wait() == 0, again.out + again.err
-    assert before - set(checkpoints(run)) <= {10, 20}, "nothing but what is due is removed"
-    assert_equal_runs(run, alone)
+def test_a_process_killed_at_points(workspace: Path, config_file: Path, start: Start) -> None:
+    undisturbed = start("pretrain", config_file, "name=alone", "--local")
+    run = workspace / "runs" / "alone-killed"
+    env, markers = killing(ALONE, workspace / "kills-alone")
+    arguments = ("pretrain", config_file, f"name={run.name}", "--local")
+    for marker in markers:
+        command = start(*arguments, env=env)
+        assert command.wait() == -signal.SIGKILL, f"{marker.name}: {command.out}{command.err}"
+        assert marker.exists()
+        kept = set(checkpoints(run))
+    command = start(*arguments, env=env)
+    assert command.wait() == 0, command.out + command.err
+    assert kept <= {10, 20} | set(checkpoints(run)), "nothing but what is due is removed"
+    assert undisturbed.wait() == 0, undisturbed.out + undisturbed.err
+    assert_equal_runs(run, workspace / "runs" / "alone")

@@ -1,8 +1,9 @@
-"""Kills this process at a named point of the program; for tests, through the environment alone.
+"""Kills this process at named points of the program; for tests, through the environment alone.
 
 Python imports this file at its start where its folder is in PYTHONPATH, in every process of a run.
-`SPARSEBERT_TEST_KILL=POINT:COUNT:RANK:MARKER` then ends the process of that rank with SIGKILL when
-it comes to POINT for the COUNT-th time, once: the file MARKER says that it has happened.
+`SPARSEBERT_TEST_KILLS=POINT:COUNT:RANK:MARKER;...` ends the process of that rank with SIGKILL when
+it comes to POINT for the COUNT-th time since it started, and makes the file MARKER: one after
+another, each once, in the order given.
 """
 
 import importlib.abc
@@ -29,61 +30,74 @@ POINTS = {
 }
 
 
-def install(setting: str) -> None:
-    point, count, rank, marker = setting.split(":", 3)
-    module_name, function_name, when = POINTS[point]
-    state = {"left": int(count)}
+class Kill:
+    """One moment at which this process ends."""
 
-    def is_the_moment() -> bool:
-        if os.environ.get("RANK", "0") != rank or Path(marker).exists():
+    def __init__(self, setting: str, before: list["Kill"]) -> None:
+        """Of the setting above; waits until all of `before` have happened."""
+        point, count, self.rank, marker = setting.split(":", 3)
+        self.module, self.function, self.when = POINTS[point]
+        self.marker, self.left, self.before = Path(marker), int(count), before
+
+    def is_now(self) -> bool:
+        if os.environ.get("RANK", "0") != self.rank or self.marker.exists():
             return False
-        state["left"] -= 1
-        return state["left"] == 0
+        self.left -= 1
+        return self.left <= 0 and all(kill.marker.exists() for kill in self.before)
 
-    def die() -> None:
-        Path(marker).touch()
+    def die(self) -> None:
+        self.marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def patch(module: object) -> None:
+    def patch(self, module: object) -> None:
         owner: object = module
-        *outer, name = function_name.split(".")
+        *outer, name = self.function.split(".")
         for part in outer:
             owner = getattr(owner, part)
         original = getattr(owner, name)
 
         def patched(*args: object, **kwargs: object) -> object:
-            now = is_the_moment()
-            if now and when == "halfway":
+            now = self.is_now()
+            if now and self.when == "halfway":
                 descriptor, data = args
                 os.write(descriptor, data[: len(data) // 2])  # type: ignore[arg-type, index]
-            if now and when == "raise":
-                Path(marker).touch()
+            if now and self.when == "raise":
+                self.marker.touch()
                 raise RuntimeError("connectFullMesh failed")
-            if now and when != "after":
-                die()
+            if now and self.when != "after":
+                self.die()
             result = original(*args, **kwargs)
             if now:
-                die()
+                self.die()
             return result
 
         setattr(owner, name, patched)
 
-    class Finder(importlib.abc.MetaPathFinder):
-        def find_spec(self, name, path, target=None):  # type: ignore[no-untyped-def]
-            if name != module_name:
-                return None
-            spec = importlib.machinery.PathFinder.find_spec(name, path)
-            run = spec.loader.exec_module
 
-            def exec_module(module: object) -> None:
-                run(module)
-                patch(module)
+class Finder(importlib.abc.MetaPathFinder):
+    """Patches the modules of `kills` once they have run."""
 
-            spec.loader.exec_module = exec_module
-            return spec
+    def __init__(self, kills: list[Kill]) -> None:
+        self.kills = kills
 
-    sys.meta_path.insert(0, Finder())
+    def find_spec(self, name, path, target=None):  # type: ignore[no-untyped-def]
+        kills = [kill for kill in self.kills if kill.module == name]
+        if not kills:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+
+        def exec_module(module: object) -> None:
+            run(module)
+            for kill in kills:
+                kill.patch(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
 
 
-if "SPARSEBERT_TEST_KILL" in os.environ:
-    install(os.environ["SPARSEBERT_TEST_KILL"])
+if "SPARSEBERT_TEST_KILLS" in os.environ:
+    _kills: list[Kill] = []
+    for _setting in os.environ["SPARSEBERT_TEST_KILLS"].split(";"):
+        _kills.append(Kill(_setting, list(_kills)))
+    sys.meta_path.insert(0, Finder(_kills))
