@@ -34,11 +34,12 @@ class Inside:
     """One pass's answer for a bracket [low, high) of magnitude bits.
 
     `below` counts live weights under it and `non_finite` those that are infinite or NaN; `keys`
-    int32 [c] are the bits, less `low`, of the live weights in it.
+    int32 [c] are the bits, less `low`, of the live weights in it, and `indices` int64 [c] theirs.
     """
 
     below: int
     keys: torch.Tensor
+    indices: torch.Tensor
     non_finite: int
 
 
@@ -57,7 +58,9 @@ class Population:
 
     def count_live(self) -> int:
         """Number of live weights."""
-        return self.weights.numel() if self.keep is None else int(torch.count_nonzero(self.keep))
+        if self.keep is None:
+            return self.weights.numel()
+        return int(np.count_nonzero(self.keep.numpy()) if self._on_host else self.keep.sum().neg())
 
     def chunks(self) -> Iterator[tuple[torch.Tensor, int]]:
         """(bits of |w| int32 [c], offset of the first) piece by piece, live or not."""
@@ -80,11 +83,14 @@ class Population:
         bits = self.weights[::stride].contiguous().view(torch.int32) & MAGNITUDE
         return bits if self.keep is None else bits[self.keep[::stride] != 0]
 
-    def hashes_at(self, at_bits: int) -> torch.Tensor:
-        """Position hashes, int64, of the live weights whose magnitude has exactly these bits."""
+    def find_equal(self, magnitude_bits: int) -> torch.Tensor:
+        """Indices, int64, of the live weights whose magnitude has exactly these bits."""
         scan = _host_equal if self._on_host else _device_equal
-        positions = torch.cat(self._scan(lambda at, stop: scan(self, at, stop, at_bits)))
-        return position_hash(self.uid, positions + self.start)
+        return torch.cat(self._scan(lambda at, stop: scan(self, at, stop, magnitude_bits)))
+
+    def hash_positions(self, indices: torch.Tensor) -> torch.Tensor:
+        """Hashes, int64, of the logical positions of the weights at `indices` int64 [m]."""
+        return position_hash(self.uid, indices + self.start)
 
     def inside(self, low: int, high: int) -> Inside:
         """Count below the bracket and collect what is in it, in one pass."""
@@ -93,6 +99,7 @@ class Population:
         return Inside(
             sum(p.below for p in pieces),
             torch.cat([p.keys for p in pieces]),
+            torch.cat([p.indices for p in pieces]),
             sum(p.non_finite for p in pieces),
         )
 
@@ -112,20 +119,26 @@ class Population:
 
 
 def _host_inside(population: Population, at: int, stop: int, low: int, high: int) -> Inside:
-    bits = population.weights[at:stop].numpy().view(np.uint32) & np.uint32(MAGNITUDE)
+    keys = population.weights[at:stop].numpy().view(np.int32) & np.int32(MAGNITUDE)
+    keys -= np.int32(low)
     live = None if population.keep is None else population.keep[at:stop].numpy() != 0
     non_finite = 0
-    if bits.max(initial=0) >= NON_FINITE:
-        wrong = bits >= NON_FINITE
+    if keys.max(initial=-1) >= NON_FINITE - low:
+        wrong = keys >= NON_FINITE - low
         non_finite = int(np.count_nonzero(wrong if live is None else wrong & live))
-    below = bits < low
-    bits -= np.uint32(low)  # wraps around below the bracket, so one comparison is enough
-    inside = bits < np.uint32(high - low)
+    below = keys < 0
+    # Unsigned, what is below wraps around: one comparison is enough.
+    inside = keys.view(np.uint32) < np.uint32(high - low)
     if live is not None:
         below &= live
         inside &= live
-    keys = torch.from_numpy(bits[inside].view(np.int32))
-    return Inside(int(np.count_nonzero(below)), keys, non_finite)
+    indices = np.flatnonzero(inside)
+    return Inside(
+        int(np.count_nonzero(below)),
+        torch.from_numpy(keys[indices]),
+        torch.from_numpy(indices + at),
+        non_finite,
+    )
 
 
 def _device_inside(population: Population, at: int, stop: int, low: int, high: int) -> Inside:
@@ -135,7 +148,8 @@ def _device_inside(population: Population, at: int, stop: int, low: int, high: i
     if live is not None:
         below, inside, wrong = below & live, inside & live, wrong & live
     counts = torch.stack([below.sum(), wrong.sum()]).tolist()
-    return Inside(int(counts[0]), bits[inside] - low, int(counts[1]))
+    indices = inside.nonzero().view(-1)
+    return Inside(int(counts[0]), bits[indices] - low, indices + at, int(counts[1]))
 
 
 def _host_equal(population: Population, at: int, stop: int, bits: int) -> torch.Tensor:

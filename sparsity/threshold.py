@@ -26,7 +26,7 @@ from typing import TypeVar
 import torch
 
 from distributed.hashing import position_hash, unsigned_order
-from sparsity.population import NON_FINITE, Population
+from sparsity.population import NON_FINITE, Inside, Population
 
 T = TypeVar("T")
 # Code that yields int64 counts of this rank and is sent their sum over all ranks.
@@ -105,27 +105,36 @@ def select(
         NonFiniteWeights: on all ranks, if any live weight of any scope is not finite.
     """
     brackets = yield from _narrow(scopes, counts, live)
-    searches = [
-        brackets[s] if s in brackets else _Search(_LiveBits(scope), counts[s])
+    narrow = {s: _Search(b.keys(), b.wanted) for s, b in brackets.items()}
+    whole = {
+        s: _Search(_LiveBits(scope), counts[s])
         for s, scope in enumerate(scopes)
-    ]
-    whole = [search for s, search in enumerate(searches) if s not in brackets]
-    yield from _radix(whole, _VALUE_BITS, check_finite=True)
-    yield from _radix(list(brackets.values()), max((b.bits for b in brackets.values()), default=0))
-    cuts = [Cut(s.low + s.prefix if k else -1) for s, k in zip(searches, counts, strict=True)]
-
-    ties = {
-        s: _Search([p.hashes_at(cuts[s].bits) for p in scope], searches[s].wanted)
-        for s, scope in enumerate(scopes)
-        if counts[s] and searches[s].wanted < searches[s].size
+        if s not in brackets
     }
+    yield from _radix(list(whole.values()), _VALUE_BITS, check_finite=True)
+    widest = max((bracket.width for bracket in brackets.values()), default=1)
+    yield from _radix(list(narrow.values()), max(1, (widest - 1).bit_length()))
+    found = {**whole, **narrow}
+    lows = {s: bracket.low for s, bracket in brackets.items()}
+    cuts = [Cut(lows.get(s, 0) + found[s].prefix if k else -1) for s, k in enumerate(counts)]
+
+    ties = {}
+    for s, scope in enumerate(scopes):
+        if counts[s] and found[s].wanted < found[s].size:
+            indices = (
+                brackets[s].find_equal(cuts[s].bits)
+                if s in brackets
+                else [p.find_equal(cuts[s].bits) for p in scope]
+            )
+            hashes = [p.hash_positions(at) for p, at in zip(scope, indices, strict=True)]
+            ties[s] = _Search(hashes, found[s].wanted)
     yield from _radix(list(ties.values()), _TIE_BITS)
     for s, tie in ties.items():
         if tie.wanted != tie.size:
             raise RuntimeError("two weights of equal magnitude share a 64-bit position hash")
         hash_bits = tie.prefix - (1 << 64) if tie.prefix >= 1 << 63 else tie.prefix
         order = int(unsigned_order(torch.tensor(hash_bits)))
-        cuts[s] = Cut(cuts[s].bits, tie=order, ties=searches[s].size)
+        cuts[s] = Cut(cuts[s].bits, tie=order, ties=found[s].size)
     return cuts
 
 
@@ -133,13 +142,11 @@ class _Search:
     """One scope's radix search for the `wanted`-th smallest key, on this rank's `keys`.
 
     `prefix` is the digits found so far; `wanted` becomes the rest among the `size` keys, over all
-    ranks, that share them. Keys are what was looked for, less `low`, and have `bits` bits.
+    ranks, that share them.
     """
 
-    def __init__(
-        self, keys: Iterable[torch.Tensor], wanted: int, *, low: int = 0, bits: int = _VALUE_BITS
-    ) -> None:
-        self.wanted, self.low, self.bits = wanted, low, bits
+    def __init__(self, keys: Iterable[torch.Tensor], wanted: int) -> None:
+        self.wanted = wanted
         self.prefix, self.size = 0, 0
         self._keys = keys  # iterated twice, then kept
 
@@ -176,10 +183,27 @@ def _radix(
             search.follow(row)
 
 
+@dataclass(frozen=True)
+class _Bracket:
+    """The `wanted`-th smallest magnitude of a scope lies in [low, low + width) of bits."""
+
+    low: int
+    width: int
+    wanted: int  # counted from the bracket's low end
+    inside: list[Inside]  # of each population
+
+    def keys(self) -> list[torch.Tensor]:
+        return [inside.keys for inside in self.inside]
+
+    def find_equal(self, magnitude_bits: int) -> list[torch.Tensor]:
+        """Indices, in each population, of the live weights with exactly these bits."""
+        return [i.indices[i.keys == magnitude_bits - self.low] for i in self.inside]
+
+
 def _narrow(
     scopes: Sequence[Sequence[Population]], counts: Sequence[int], live: Sequence[int]
-) -> Rounds[dict[int, _Search]]:
-    """The search within a bracket for each large scope whose bracket holds its cut."""
+) -> Rounds[dict[int, _Bracket]]:
+    """A bracket that holds its cut, for each large scope where one was found."""
     large = [s for s, n in enumerate(live) if n >= BRACKET_FROM and counts[s]]
     if not large:
         return {}
@@ -204,13 +228,11 @@ def _narrow(
     )
     if int(total[:, 2].sum()):
         raise NonFiniteWeights("a prunable weight is infinite or NaN")
-    brackets = {}
-    for (s, low, high, ins), (below, inside, _) in zip(found, total.tolist(), strict=True):
-        if below < counts[s] <= below + inside:
-            keys = [i.keys for i in ins]
-            bits = max(1, (high - low - 1).bit_length())
-            brackets[s] = _Search(keys, counts[s] - below, low=low, bits=bits)
-    return brackets
+    return {
+        s: _Bracket(low, high - low, counts[s] - below, ins)
+        for (s, low, high, ins), (below, inside, _) in zip(found, total.tolist(), strict=True)
+        if below < counts[s] <= below + inside
+    }
 
 
 def _bracket(

@@ -70,8 +70,8 @@ MUTATIONS = {
     ),
     "ties go by their place on the rank": Mutation(
         "sparsity/population.py",
-        "position_hash(self.uid, positions + self.start)",
-        "position_hash(self.uid, positions)",
+        "position_hash(self.uid, indices + self.start)",
+        "position_hash(self.uid, indices)",
         f"{THRESHOLD}::test_any_number_of_ranks_gives_the_same_masks",
     ),
     "counts are floats": Mutation(
