@@ -35,7 +35,11 @@ _NAME_RULE = "use at most 100 letters, digits, '.', '_' and '-', not starting wi
 class LaunchConfig(Config):
     """Where the run runs: nothing here changes what is computed."""
 
-    num_workers: PositiveInt = Field(1, description="processes that train together")
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        1,
+        description="processes that train together; [fewest, most] starts as many as the cluster "
+        "holds, goes on with fewer after a loss and takes new ones in",
+    )
     cpus_per_worker: float = Field(1, gt=0, description="0.5 lets two workers share a core")
     use_gpu: Literal["auto"] | bool = Field(
         "auto", description="auto: one GPU for each worker where the cluster has any"
@@ -55,6 +59,30 @@ class LaunchConfig(Config):
     runs_dir: Path = Field(
         Path("runs"), description="run folders go here; all machines must reach it"
     )
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _check_num_workers(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            is_range = len(value) == 2 and all(type(n) is int and n > 0 for n in value)
+            if not is_range or value[0] > value[1]:
+                raise ValueError(f"a range of workers is [fewest, most], not {list(value)}")
+        return value
+
+    @property
+    def fewest_workers(self) -> int:
+        """What the run goes on with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """What the run starts where there is room."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return self.fewest_workers < self.most_workers
 
 
 def defaults_of(section: type[AnyModel]) -> AnyModel:
@@ -134,10 +162,10 @@ class PretrainConfig(Config):
                 f"model.max_position_embeddings ({self.model.max_position_embeddings}): lower the "
                 "first or raise the second"
             )
-        if self.train.global_batch_rows < self.launch.num_workers:
+        if self.train.global_batch_rows < self.launch.most_workers:
             return (
                 f"train.global_batch_rows ({self.train.global_batch_rows}) is below "
-                f"launch.num_workers ({self.launch.num_workers}): each worker needs a row of "
+                f"launch.num_workers ({self.launch.most_workers}): each worker needs a row of "
                 "every batch, so raise the first or lower the second"
             )
         return None

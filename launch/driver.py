@@ -7,6 +7,7 @@ Our own manifests decide what is newest: Ray's storage holds no checkpoint of ou
 has a name of its own, because Ray silently resumes a name that it has seen.
 """
 
+import itertools
 import os
 import sys
 import threading
@@ -18,6 +19,7 @@ from distributed.checkpoint import find_newest
 from distributed.errors import BadInput
 from launch.configuration import PretrainConfig, resolve_paths
 from launch.crash_loops import CrashLoops
+from launch.elastic import ask_when_more_fit, await_workers
 from launch.jobs import begin_job, check_job, is_finished, pack_job, run_job, unpack_job
 from launch.lease import refuse_if_held
 from launch.process_group import build_torch_config
@@ -29,6 +31,9 @@ from launch.run_folder import RunFolder, last_step, run_folder_of
 from launch.run_setup import AnyRunConfig, RunPlan, hold_run
 from launch.shared_storage import check_shared_storage
 from launch.stopping import report_end, signals_request_stop
+
+# After a loss, until the cluster knows which nodes are left.
+_SETTLE_SECONDS = 5.0
 
 
 def pretrain(config: PretrainConfig, *, local: bool = False) -> int:
@@ -71,12 +76,20 @@ def is_under_torchrun() -> bool:
 
 
 def _build_trainer(
-    config: AnyRunConfig, plan: RunPlan, attempt: Path, *, number: int, use_gpu: bool
+    config: AnyRunConfig,
+    plan: RunPlan,
+    attempt: Path,
+    *,
+    number: int,
+    workers: int,
+    use_gpu: bool,
 ) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
+    # A group of another size is a run of its own to Ray.
+    restarts = 0 if config.launch.is_elastic else config.launch.max_failures
     return TorchTrainer(
         train_on_ray,
         train_loop_config={
@@ -84,7 +97,7 @@ def _build_trainer(
             "use_gpu": use_gpu,
         },
         scaling_config=ScalingConfig(
-            num_workers=config.launch.num_workers,
+            num_workers=workers,
             use_gpu=use_gpu,
             placement_strategy=config.launch.placement.upper(),
             resources_per_worker={
@@ -96,7 +109,10 @@ def _build_trainer(
         run_config=RunConfig(
             name=attempt.name if number == 0 else f"{attempt.name}-{number}",
             storage_path=str(attempt.parent),
-            failure_config=FailureConfig(max_failures=config.launch.max_failures),
+            failure_config=FailureConfig(
+                max_failures=restarts,
+                controller_failure_limit=0 if config.launch.is_elastic else -1,
+            ),
             logging_config=LoggingConfig(log_level="ERROR"),
             callbacks=[build_callback(attempt, run_folder_of(config).metrics_file)],
         ),
@@ -108,12 +124,13 @@ def train_on_ray(arguments: dict[str, Any]) -> None:
     import ray.train
 
     config, plan = unpack_job(arguments)
+    folder = run_folder_of(config)
     run_job(
         config,
         plan,
         use_gpu=arguments["use_gpu"],
         report=lambda figures: ray.train.report(_numbers(figures)),
-        stop_requested=run_folder_of(config).stop_file.exists,
+        stop_requested=lambda: folder.stop_file.exists() or folder.resize_file.exists(),
     )
 
 
@@ -121,30 +138,58 @@ def _numbers(figures: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in figures.items() if isinstance(value, int | float)}
 
 
-def _fit(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> None:
-    """Train to the end; a group that could not even start is started again.
+def _fit(
+    config: AnyRunConfig,
+    plan: RunPlan,
+    attempt: Path,
+    *,
+    use_gpu: bool,
+    over: threading.Event,
+) -> None:
+    """Train to the end or to a stop, in as many groups as it takes.
 
-    Ray Train restarts a group that fails while it trains, and raises what happens before, such as
-    an exception in the process group's start.
+    Ray Train restarts a group of a fixed size that fails while it trains, and raises what happens
+    before, such as an exception in the process group's start: then the group is started again here.
+    A group whose size may change is always started here, with what the cluster holds by then.
+    Nothing is started any more once `over` is set.
     """
-    from ray.train import ControllerError
+    from ray.train import ControllerError, TrainingFailedError
 
     folder, launch = run_folder_of(config), config.launch
-    for number in range(launch.max_failures + 1):
-        trainer = _build_trainer(config, plan, attempt, number=number, use_gpu=use_gpu)
+
+    def say(message: str) -> None:
+        append_event(folder.events_file, "start", message)
+
+    failures = 0
+    for number in itertools.count():
+        workers = await_workers(launch, use_gpu=use_gpu, say=say)
+        if launch.is_elastic:
+            say(f"{workers} worker(s) of at most {launch.most_workers}")
+        trainer = _build_trainer(
+            config, plan, attempt, number=number, workers=workers, use_gpu=use_gpu
+        )
         try:
-            trainer.fit()
-            return
-        except ControllerError as error:
-            if number == launch.max_failures:
+            with ask_when_more_fit(launch, workers, folder.resize_file, use_gpu=use_gpu):
+                trainer.fit()
+        except TrainingFailedError as error:
+            is_start = isinstance(error, ControllerError)
+            if not (is_start or launch.is_elastic) or failures == launch.max_failures:
                 raise
-            reason = str(error).strip().splitlines()[-1]
-            append_event(
-                folder.events_file,
-                "start",
-                f"the workers could not start ({reason}); starting them again "
-                f"({launch.max_failures - number - 1} more time(s))",
-            )
+            failures += 1
+            if is_start:
+                reason = str(error).strip().splitlines()[-1]
+                say(
+                    f"the workers could not start ({reason}); starting them again "
+                    f"({launch.max_failures - failures} more time(s))"
+                )
+            if over.wait(_SETTLE_SECONDS if launch.is_elastic else 0):
+                raise
+            continue
+        is_resize = folder.resize_file.exists() and not folder.stop_file.exists()
+        if not is_resize or is_finished(folder, plan, _newest_step(folder)):
+            return
+        folder.resize_file.unlink()
+        say("saved and starting again: there is room for more workers")
 
 
 def _follow(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> int:
@@ -155,11 +200,11 @@ def _follow(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool
     """
     folder, launch, total = run_folder_of(config), config.launch, plan.total_steps
     outcome: dict[str, BaseException] = {}
-    finished = threading.Event()
+    finished, over = threading.Event(), threading.Event()
 
     def fit() -> None:
         try:
-            _fit(config, plan, attempt, use_gpu=use_gpu)
+            _fit(config, plan, attempt, use_gpu=use_gpu, over=over)
         except BaseException as error:
             outcome["error"] = error
         finally:
@@ -171,13 +216,15 @@ def _follow(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool
     ):
         failures = Failures(attempt, folder, launch.max_failures, display)
         events = EventTail(folder.events_file)
-        display.note(f"starting {launch.num_workers} worker(s)")
+        if not launch.is_elastic:
+            display.note(f"starting {launch.num_workers} worker(s)")
         threading.Thread(target=fit, name="ray-train", daemon=True).start()
         follow_metrics(
             folder.metrics_file,
             stop=lambda: finished.is_set() | failures.look() | _tell(events, display),
             on_record=display.update,
         )
+        over.set()
     if failures.bad_input is not None:
         raise BadInput(failures.bad_input.reason)  # and with the cluster go the other workers
     if failures.diagnosis is not None:

@@ -58,10 +58,10 @@ class FinetuneConfig(Config):
             raise ValueError("seeds names a seed twice")
         if not all(0 <= seed < 1 << 63 for seed in self.seeds):
             raise ValueError("seeds must be at least 0 and below 2^63")
-        if self.train.global_batch_rows < self.launch.num_workers:
+        if self.train.global_batch_rows < self.launch.most_workers:
             raise ValueError(
                 f"train.global_batch_rows ({self.train.global_batch_rows}) is below "
-                f"launch.num_workers ({self.launch.num_workers}): each worker needs a row of "
+                f"launch.num_workers ({self.launch.most_workers}): each worker needs a row of "
                 "every batch, so raise the first or lower the second"
             )
         if (

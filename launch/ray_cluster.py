@@ -142,26 +142,51 @@ def check_resources(launch: LaunchConfig) -> bool:
     """
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _living_nodes()
     use_gpu = choose_gpu(launch, nodes)
     fit = count_places(launch, nodes, use_gpu=use_gpu)
-    if fit < launch.num_workers:
+    if fit < launch.fewest_workers:
         wants = f"{launch.cpus_per_worker:g} CPU" + (" and a GPU" if use_gpu else "")
         raise BadInput(
             f"launch.num_workers is {launch.num_workers}, each with {wants}, but the cluster holds "
-            f"{fit}, {launch.num_workers - fit} too few (it has {describe_nodes(nodes)}): lower "
+            f"{fit}, {launch.fewest_workers - fit} too few (it has {describe_nodes(nodes)}): lower "
             "launch.num_workers or launch.cpus_per_worker"
             + (", or set launch.use_gpu to false" if use_gpu else "")
         )
     free = ray.available_resources()
-    kind, needed = ("GPU", 1.0) if use_gpu else ("CPU", launch.cpus_per_worker)
-    if free.get(kind, 0) < launch.num_workers * needed:
+    kind, needed = _scarce_resource(launch, use_gpu=use_gpu)
+    workers = min(fit, launch.most_workers)
+    if free.get(kind, 0) < workers * needed:
         print(
-            f"waiting for {launch.num_workers * needed:g} {kind}s: others use the cluster, and "
+            f"waiting for {workers * needed:g} {kind}s: others use the cluster, and "
             f"{free.get(kind, 0):g} are free",
             flush=True,
         )
     return use_gpu
+
+
+def count_places_of_cluster(launch: LaunchConfig, *, use_gpu: bool) -> int:
+    """How many workers the living nodes hold, whoever uses them now."""
+    return count_places(launch, _living_nodes(), use_gpu=use_gpu)
+
+
+def is_place_free(launch: LaunchConfig, *, use_gpu: bool) -> bool:
+    """Whether one more worker would fit beside what runs, as far as the cluster's sums tell."""
+    import ray
+
+    kind, needed = _scarce_resource(launch, use_gpu=use_gpu)
+    return bool(ray.available_resources().get(kind, 0.0) >= needed)
+
+
+def _scarce_resource(launch: LaunchConfig, *, use_gpu: bool) -> tuple[str, float]:
+    """What workers are counted by, and how much of it one takes."""
+    return ("GPU", 1.0) if use_gpu else ("CPU", launch.cpus_per_worker)
+
+
+def _living_nodes() -> list[dict[str, float]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def describe_nodes(nodes: list[dict[str, float]]) -> str:

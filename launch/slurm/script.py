@@ -26,11 +26,11 @@ def render_script(config: PretrainConfig, *, config_file: Path) -> str:
     slurm, launch = config.slurm, config.launch
     folder = run_folder_of(config)
     cpus = find_cpus_per_node(
-        slurm, num_workers=launch.num_workers, cpus_per_worker=launch.cpus_per_worker
+        slurm, num_workers=launch.most_workers, cpus_per_worker=launch.cpus_per_worker
     )
     gpus = slurm.gpus_per_node
     if gpus is None and launch.use_gpu is True:
-        gpus = -(-launch.num_workers // slurm.nodes)
+        gpus = -(-launch.most_workers // slurm.nodes)
     asked = {
         "job-name": config.name,
         "nodes": slurm.nodes,

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ class RayNodes:
     address: str
     dashboard: str
     head_folder: Path
+    start_again: Callable[[VirtualNode], None]  # a worker node that was lost
 
     def uploads(self) -> list[Path]:
         """Where the head keeps what jobs brought."""
@@ -83,7 +84,12 @@ def ray_nodes(nodes: VirtualNodes) -> Iterator[RayNodes]:
         for node in others:
             await_start(node, *as_worker)
         url = f"http://{head.address}:{_DASHBOARD_PORT}"
-        yield RayNodes(env, f"{head.address}:{_PORT}", url, folder / head.name)
+
+        def start_again(node: VirtualNode) -> None:
+            (folder / f"{node.name}.log").write_text("")
+            start(node, *as_worker)
+
+        yield RayNodes(env, f"{head.address}:{_PORT}", url, folder / head.name, start_again)
     finally:
         for process in started.values():
             process.kill()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration import virtual_nodes
-from tests.integration.commands import ROOT, Command, checkpoints, last_step
+from tests.integration.commands import ROOT, Command, checkpoints, last_step, metrics
 from tests.integration.conftest import STEPS, Start
 from tests.integration.ray_nodes import RayNodes, ray_nodes
 from tests.integration.test_faults import assert_equal_runs
@@ -153,3 +153,31 @@ def test_detached_followed_and_stopped_by_ray_itself(
     )
     step = max(checkpoints(run))
     assert f"{run} is stopped and saved at step {step} of 100000" in told.stdout
+
+
+def test_fewer_workers_after_a_lost_node_and_more_when_it_is_back(
+    ray: RayNodes, nodes: VirtualNodes, config_file: Path, workspace: Path, start: Start
+) -> None:
+    run, steps = workspace / "runs" / "elastic", 160
+    options = ["name=elastic", "launch.num_workers=[1,2]", f"train.total_steps={steps}"]
+    options += ["launch.cpus_per_worker=1", "evaluation.sets={}"]
+    env = {**ray.env, "PYTHONPATH": str(ROOT)}
+    command = start("submit", "--ray", ray.dashboard, config_file, *options, env=env, seconds=600)
+    command.await_step(run, 13)
+    nodes[2].kill_everything()
+    command.await_that(lambda: "\n1 worker(s) of at most 2" in command.out, "one worker")
+    command.await_step(run, last_step(run) + 3)
+    ray.start_again(nodes[2])
+    assert command.wait() == 0, command.out + command.err
+    told = [line for line in command.out.splitlines() if "worker(s) of" in line or "saved" in line]
+    assert told == [
+        "2 worker(s) of at most 2",
+        "1 worker(s) of at most 2",
+        "saved and starting again: there is room for more workers",
+        "2 worker(s) of at most 2",
+    ]
+    assert "restarting from step 10 (2 restart(s) left)" in command.out
+    records = metrics(run)
+    assert [record["step"] for record in records] == list(range(1, steps + 1))
+    assert {m["world_size"] for m in checkpoints(run).values()} == {2}
+    assert records[-1]["sparsity/actual"] == pytest.approx(0.8, abs=1e-4)

@@ -72,6 +72,11 @@ class VirtualNode:
         lines = [line.split(maxsplit=1) for line in listed]
         return [args for pid, args in lines if pid != "1" and args.split()[0] not in _OWN]
 
+    def kill_everything(self) -> None:
+        """All but its first process: the node stays and can be used again."""
+        # Its sleep is started again; the shell that says this is spared, as kill(2) has it.
+        self.run("sh", "-c", "kill -9 -1")
+
     def cut_power(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
 
