@@ -32,9 +32,6 @@ from launch.run_setup import AnyRunConfig, RunPlan, hold_run
 from launch.shared_storage import check_shared_storage
 from launch.stopping import report_end, signals_request_stop
 
-# After a loss, until the cluster knows which nodes are left.
-_SETTLE_SECONDS = 5.0
-
 
 def pretrain(config: PretrainConfig, *, local: bool = False) -> int:
     """Pretrain, see `run`."""
@@ -182,7 +179,7 @@ def _fit(
                     f"the workers could not start ({reason}); starting them again "
                     f"({launch.max_failures - failures} more time(s))"
                 )
-            if over.wait(_SETTLE_SECONDS if launch.is_elastic else 0):
+            if over.is_set():
                 raise
             continue
         is_resize = folder.resize_file.exists() and not folder.stop_file.exists()

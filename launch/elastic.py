@@ -12,18 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launch.configuration import LaunchConfig
-from launch.ray_cluster import count_places_of_cluster, is_place_free
+from launch.ray_cluster import count_answering_places, count_places_of_cluster, is_place_free
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 10.0
 
 
 def await_workers(
-    launch: LaunchConfig, *, use_gpu: bool, say: Callable[[str], None], seconds: float = 1.0
+    launch: LaunchConfig, *, use_gpu: bool, say: Callable[[str], None], seconds: float = 5.0
 ) -> int:
     """How many to start: as many as the cluster holds, once it holds the fewest."""
+    if not launch.is_elastic:
+        return launch.most_workers  # Ray waits for them
     told = False
-    while (places := count_places_of_cluster(launch, use_gpu=use_gpu)) < launch.fewest_workers:
+    while (places := count_answering_places(launch, use_gpu=use_gpu)) < launch.fewest_workers:
         if not told:
             say(
                 f"the cluster holds {places} worker(s); waiting until it holds "

@@ -21,6 +21,7 @@ from launch.configuration import LaunchConfig
 # Starting workers includes importing torch and DeepSpeed, slow on a cold file system.
 _GROUP_START_SECONDS = "300"
 _CONNECT_SECONDS = 5.0
+_ANSWER_SECONDS = 15.0
 _SILENCE_SECONDS = 600.0
 # A Unix socket's path has at most 107 characters, and Ray adds about 75 to its folder.
 _LONGEST_TEMPORARY_FOLDER = 16
@@ -168,6 +169,36 @@ def check_resources(launch: LaunchConfig) -> bool:
 def count_places_of_cluster(launch: LaunchConfig, *, use_gpu: bool) -> int:
     """How many workers the living nodes hold, whoever uses them now."""
     return count_places(launch, _living_nodes(), use_gpu=use_gpu)
+
+
+def count_answering_places(launch: LaunchConfig, *, use_gpu: bool) -> int:
+    """How many workers the nodes hold that run a task at once.
+
+    A lost node counts as living for half a minute, and a group that waits for it waits longer.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def answer() -> None:
+        return None
+
+    task = ray.remote(num_cpus=0, max_retries=0)(answer)
+    asked = {
+        task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(): node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+    there = []
+    for reference in answers:
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayError:
+            continue  # it was lost meanwhile
+        there.append(asked[reference])
+    return count_places(launch, there, use_gpu=use_gpu)
 
 
 def is_place_free(launch: LaunchConfig, *, use_gpu: bool) -> bool:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def append_event(file: Path, kind: str, message: str, **details: Any) -> None:
     """Add one line; a disk that takes nothing more costs the line, not the run."""
     event = {"time": round(time.time(), 3), "kind": kind, "message": message, **details}
-    log.warning("%s: %s", kind, message)
+    log.info("%s: %s", kind, message)
     try:
         # One write of one line: lines of several processes do not mix.
         append_whole(file, json.dumps(event, allow_nan=False).encode() + b"\n")
