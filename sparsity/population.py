@@ -5,10 +5,11 @@ compares integers. On CPU the passes are numpy's (vectorised compares, which lea
 lock) over pieces that stay in cache, one thread per torch thread; elsewhere they are torch's.
 """
 
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,12 +22,37 @@ NON_FINITE = 0x7F800000  # the bits of infinity; NaNs lie above
 CHUNK = 1 << 17
 _DEVICE_CHUNK = 1 << 24  # on a GPU a launch costs more than memory traffic
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
 def chunk_size(device: torch.device) -> int:
     """Weights worked on at a time on `device`."""
     return CHUNK if device.type == "cpu" else _DEVICE_CHUNK
+
+
+def compare(bits: torch.Tensor, how: Literal["<=", "=="], number: int) -> torch.Tensor:
+    """Bool [n]: how each of `bits` int32 [n] compares."""
+    operation = operator.le if how == "<=" else operator.eq
+    if bits.device.type == "cpu":  # ten times as fast as torch's
+        return torch.from_numpy(operation(bits.numpy(), np.int32(number)))
+    return cast(torch.Tensor, operation(bits, number))
+
+
+def indices_of(chosen: torch.Tensor) -> torch.Tensor:
+    """Where a bool tensor [n] is true, int64."""
+    if chosen.device.type == "cpu":  # several times as fast as torch's
+        return torch.from_numpy(np.flatnonzero(chosen.numpy()))
+    return chosen.nonzero().view(-1)
+
+
+def in_threads(work: Callable[[S], T], items: Sequence[S], device: torch.device) -> list[T]:
+    """`work` on each item, in order; on the host one thread per torch thread."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if threads == 1 or len(items) < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, items))
 
 
 @dataclass(frozen=True)
@@ -111,11 +137,7 @@ class Population:
         """`work(at, stop)` for each piece, in order; at least one, perhaps empty."""
         total, size = self.weights.numel(), chunk_size(self.weights.device)
         ranges = [(at, min(at + size, total)) for at in range(0, max(total, 1), size)]
-        threads = torch.get_num_threads() if self._on_host else 1
-        if threads == 1 or len(ranges) < 2 * threads:
-            return [work(*r) for r in ranges]
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(lambda r: work(*r), ranges))
+        return in_threads(lambda r: work(*r), ranges, self.weights.device)
 
 
 def _host_inside(population: Population, at: int, stop: int, low: int, high: int) -> Inside:
@@ -148,7 +170,7 @@ def _device_inside(population: Population, at: int, stop: int, low: int, high: i
     if live is not None:
         below, inside, wrong = below & live, inside & live, wrong & live
     counts = torch.stack([below.sum(), wrong.sum()]).tolist()
-    indices = inside.nonzero().view(-1)
+    indices = indices_of(inside)
     return Inside(int(counts[0]), bits[indices] - low, indices + at, int(counts[1]))
 
 
@@ -162,4 +184,4 @@ def _host_equal(population: Population, at: int, stop: int, bits: int) -> torch.
 def _device_equal(population: Population, at: int, stop: int, bits: int) -> torch.Tensor:
     equal = (population.weights[at:stop].view(torch.int32) & MAGNITUDE) == bits
     live = population.live(at, stop)
-    return (equal if live is None else equal & live).nonzero().view(-1) + at
+    return indices_of(equal if live is None else equal & live) + at

@@ -26,7 +26,7 @@ from typing import TypeVar
 import torch
 
 from distributed.hashing import position_hash, unsigned_order
-from sparsity.population import NON_FINITE, Inside, Population
+from sparsity.population import NON_FINITE, Inside, Population, compare, indices_of
 
 T = TypeVar("T")
 # Code that yields int64 counts of this rank and is sent their sum over all ranks.
@@ -67,9 +67,9 @@ class Cut:
 
     def selects(self, bits: torch.Tensor, uid: int, index: int) -> torch.Tensor:
         """Bool [c]: which of the magnitudes `bits` int32 [c], from logical `index` on, are cut."""
-        selected = bits <= self.bits
+        selected = compare(bits, "<=", self.bits)
         if self.tie is not None:
-            at = (bits == self.bits).nonzero().view(-1)
+            at = indices_of(compare(bits, "==", self.bits))
             if at.numel():
                 hashes = unsigned_order(position_hash(uid, at + index))
                 selected[at] = hashes <= self.tie

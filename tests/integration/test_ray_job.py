@@ -158,7 +158,7 @@ def test_detached_followed_and_stopped_by_ray_itself(
 def test_fewer_workers_after_a_lost_node_and_more_when_it_is_back(
     ray: RayNodes, nodes: VirtualNodes, config_file: Path, workspace: Path, start: Start
 ) -> None:
-    run, steps = workspace / "runs" / "elastic", 160
+    run, steps = workspace / "runs" / "elastic", 100
     options = ["name=elastic", "launch.num_workers=[1,2]", f"train.total_steps={steps}"]
     options += ["launch.cpus_per_worker=1", "evaluation.sets={}"]
     env = {**ray.env, "PYTHONPATH": str(ROOT)}
