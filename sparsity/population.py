@@ -9,21 +9,28 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from distributed.hashing import position_hash
 
 MAGNITUDE = 0x7FFFFFFF
 NON_FINITE = 0x7F800000  # the bits of infinity; NaNs lie above
-# Weights worked on at a time: temporaries stay in cache and add next to nothing to a rank's memory.
-CHUNK = 1 << 17
+# Weights worked on at a time: temporaries stay in cache and add next to nothing to a rank's memory;
+# with fewer, two threads spend their time on the interpreter's lock.
+CHUNK = 1 << 18
 _DEVICE_CHUNK = 1 << 24  # on a GPU a launch costs more than memory traffic
 
 S = TypeVar("S")
+# A thread's start costs as much as one piece.
+_LEAST_PIECES = 4
+
 T = TypeVar("T")
+Int32Array = npt.NDArray[np.int32]
+Int8Array = npt.NDArray[np.int8]
 
 
 def chunk_size(device: torch.device) -> int:
@@ -46,9 +53,14 @@ def indices_of(chosen: torch.Tensor) -> torch.Tensor:
     return chosen.nonzero().view(-1)
 
 
+def host_threads(device: torch.device) -> int:
+    """How many threads share the work on tensors of `device`."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
 def in_threads(work: Callable[[S], T], items: Sequence[S], device: torch.device) -> list[T]:
     """`work` on each item, in order; on the host one thread per torch thread."""
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    threads = host_threads(device)
     if threads == 1 or len(items) < 2:
         return [work(item) for item in items]
     with ThreadPoolExecutor(threads) as pool:
@@ -134,33 +146,75 @@ class Population:
         return self.weights.device.type == "cpu"
 
     def _scan(self, work: Callable[[int, int], T]) -> list[T]:
-        """`work(at, stop)` for each piece, in order; at least one, perhaps empty."""
+        """`work(at, stop)` for each part, in order: a thread's share on the host, or a piece."""
         total, size = self.weights.numel(), chunk_size(self.weights.device)
-        ranges = [(at, min(at + size, total)) for at in range(0, max(total, 1), size)]
-        return in_threads(lambda r: work(*r), ranges, self.weights.device)
+        if self._on_host:
+            # Handing out each piece on its own would cost more than the second core gives.
+            share = -(-total // host_threads(self.weights.device))
+            size = max(_LEAST_PIECES * size, -(-share // size) * size)
+        parts = [(at, min(at + size, total)) for at in range(0, max(total, 1), size)]
+        return in_threads(lambda part: work(*part), parts, self.weights.device)
 
 
 def _host_inside(population: Population, at: int, stop: int, low: int, high: int) -> Inside:
-    keys = population.weights[at:stop].numpy().view(np.int32) & np.int32(MAGNITUDE)
-    keys -= np.int32(low)
-    live = None if population.keep is None else population.keep[at:stop].numpy() != 0
-    non_finite = 0
-    if keys.max(initial=-1) >= NON_FINITE - low:
-        wrong = keys >= NON_FINITE - low
-        non_finite = int(np.count_nonzero(wrong if live is None else wrong & live))
-    below = keys < 0
-    # Unsigned, what is below wraps around: one comparison is enough.
-    inside = keys.view(np.uint32) < np.uint32(high - low)
-    if live is not None:
-        below &= live
-        inside &= live
-    indices = np.flatnonzero(inside)
+    weights, keep = _host_views(population, at, stop)
+    # Reused by all pieces: fresh memory costs more than the comparisons.
+    scratch = np.empty(CHUNK, np.int32), np.empty(CHUNK, np.bool_), np.empty(CHUNK, np.bool_)
+    below = non_finite = 0
+    keys_inside, indices_inside = [], []
+    for first in range(0, weights.size, CHUNK):
+        piece = weights[first : first + CHUNK]
+        keys, chosen, live = (array[: piece.size] for array in scratch)
+        np.bitwise_and(piece, np.int32(MAGNITUDE), out=keys)
+        np.subtract(keys, np.int32(low), out=keys)
+        if keep is not None:
+            np.not_equal(keep[first : first + CHUNK], 0, out=live)
+        if keys.max() >= NON_FINITE - low:
+            wrong = keys >= NON_FINITE - low
+            non_finite += int(np.count_nonzero(wrong if keep is None else wrong & live))
+        np.less(keys, 0, out=chosen)
+        if keep is not None:
+            chosen &= live
+        below += int(np.count_nonzero(chosen))
+        # Unsigned, what is below wraps around: one comparison is enough.
+        np.less(keys.view(np.uint32), np.uint32(high - low), out=chosen)
+        if keep is not None:
+            chosen &= live
+        indices = np.flatnonzero(chosen)
+        keys_inside.append(keys[indices])
+        indices_inside.append(indices + (at + first))
     return Inside(
-        int(np.count_nonzero(below)),
-        torch.from_numpy(keys[indices]),
-        torch.from_numpy(indices + at),
+        below,
+        _join(keys_inside, torch.int32),
+        _join(indices_inside, torch.int64),
         non_finite,
     )
+
+
+def _host_equal(population: Population, at: int, stop: int, bits: int) -> torch.Tensor:
+    weights, keep = _host_views(population, at, stop)
+    scratch = np.empty(CHUNK, np.int32), np.empty(CHUNK, np.bool_)
+    found = []
+    for first in range(0, weights.size, CHUNK):
+        piece = weights[first : first + CHUNK]
+        magnitudes, equal = (array[: piece.size] for array in scratch)
+        np.bitwise_and(piece, np.int32(MAGNITUDE), out=magnitudes)
+        np.equal(magnitudes, np.int32(bits), out=equal)
+        if keep is not None:
+            equal &= keep[first : first + CHUNK] != 0
+        found.append(np.flatnonzero(equal) + (at + first))
+    return _join(found, torch.int64)
+
+
+def _host_views(population: Population, at: int, stop: int) -> tuple[Int32Array, Int8Array | None]:
+    """Bits of the weights and the mask of a part, as numpy's."""
+    keep = population.keep
+    bits = population.weights[at:stop].numpy().view(np.int32)
+    return bits, None if keep is None else keep[at:stop].numpy()
+
+
+def _join(pieces: list[npt.NDArray[Any]], dtype: torch.dtype) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(pieces)) if pieces else torch.empty(0, dtype=dtype)
 
 
 def _device_inside(population: Population, at: int, stop: int, low: int, high: int) -> Inside:
@@ -172,13 +226,6 @@ def _device_inside(population: Population, at: int, stop: int, low: int, high: i
     counts = torch.stack([below.sum(), wrong.sum()]).tolist()
     indices = indices_of(inside)
     return Inside(int(counts[0]), bits[indices] - low, indices + at, int(counts[1]))
-
-
-def _host_equal(population: Population, at: int, stop: int, bits: int) -> torch.Tensor:
-    equal = (population.weights[at:stop].numpy().view(np.uint32) & np.uint32(MAGNITUDE)) == bits
-    if population.keep is not None:
-        equal &= population.keep[at:stop].numpy() != 0
-    return torch.from_numpy(np.flatnonzero(equal) + at)
 
 
 def _device_equal(population: Population, at: int, stop: int, bits: int) -> torch.Tensor:
