@@ -1,4 +1,4 @@
-"""How many workers a run with a range of them starts with, and when more would fit.
+"""A range of workers: as many as the cluster holds, fewer after a loss, more when they fit again.
 
 `launch.num_workers: [fewest, most]` goes on with fewer after a node is lost, and takes new ones in:
 the run is asked to save and stop at a step's end, and starts again with more.
