@@ -25,8 +25,7 @@ CHUNK = 1 << 18
 _DEVICE_CHUNK = 1 << 24  # on a GPU a launch costs more than memory traffic
 
 S = TypeVar("S")
-# A thread's start costs as much as one piece.
-_LEAST_PIECES = 4
+_PIECES = 4  # of a part of the host's work
 
 T = TypeVar("T")
 Int32Array = npt.NDArray[np.int32]
@@ -121,39 +120,75 @@ class Population:
         bits = self.weights[::stride].contiguous().view(torch.int32) & MAGNITUDE
         return bits if self.keep is None else bits[self.keep[::stride] != 0]
 
-    def find_equal(self, magnitude_bits: int) -> torch.Tensor:
-        """Indices, int64, of the live weights whose magnitude has exactly these bits."""
-        scan = _host_equal if self._on_host else _device_equal
-        return torch.cat(self._scan(lambda at, stop: scan(self, at, stop, magnitude_bits)))
-
     def hash_positions(self, indices: torch.Tensor) -> torch.Tensor:
         """Hashes, int64, of the logical positions of the weights at `indices` int64 [m]."""
         return position_hash(self.uid, indices + self.start)
-
-    def inside(self, low: int, high: int) -> Inside:
-        """Count below the bracket and collect what is in it, in one pass."""
-        scan = _host_inside if self._on_host else _device_inside
-        pieces = self._scan(lambda at, stop: scan(self, at, stop, low, high))
-        return Inside(
-            sum(p.below for p in pieces),
-            torch.cat([p.keys for p in pieces]),
-            torch.cat([p.indices for p in pieces]),
-            sum(p.non_finite for p in pieces),
-        )
 
     @property
     def _on_host(self) -> bool:
         return self.weights.device.type == "cpu"
 
-    def _scan(self, work: Callable[[int, int], T]) -> list[T]:
-        """`work(at, stop)` for each part, in order: a thread's share on the host, or a piece."""
-        total, size = self.weights.numel(), chunk_size(self.weights.device)
-        if self._on_host:
-            # Handing out each piece on its own would cost more than the second core gives.
-            share = -(-total // host_threads(self.weights.device))
-            size = max(_LEAST_PIECES * size, -(-share // size) * size)
-        parts = [(at, min(at + size, total)) for at in range(0, max(total, 1), size)]
-        return in_threads(lambda part: work(*part), parts, self.weights.device)
+
+def find_inside(populations: Sequence[Population], low: int, high: int) -> list[Inside]:
+    """For each, count below the bracket and collect what is in it, in one pass."""
+
+    def work(population: Population, at: int, stop: int) -> Inside:
+        find = _host_inside if population._on_host else _device_inside
+        return find(population, at, stop, low, high)
+
+    return [
+        Inside(
+            sum(part.below for part in parts),
+            torch.cat([part.keys for part in parts]),
+            torch.cat([part.indices for part in parts]),
+            sum(part.non_finite for part in parts),
+        )
+        for parts in _scan(populations, work)
+    ]
+
+
+def find_equal(populations: Sequence[Population], magnitude_bits: int) -> list[torch.Tensor]:
+    """For each, indices int64 of the live weights whose magnitude has exactly these bits."""
+
+    def work(population: Population, at: int, stop: int) -> torch.Tensor:
+        find = _host_equal if population._on_host else _device_equal
+        return find(population, at, stop, magnitude_bits)
+
+    return [torch.cat(parts) for parts in _scan(populations, work)]
+
+
+def _scan(
+    populations: Sequence[Population], work: Callable[[Population, int, int], T]
+) -> list[list[T]]:
+    """`work(population, at, stop)` part by part; what came of each population's, at least one."""
+    if not populations:
+        return []
+    device = populations[0].weights.device
+    size = chunk_size(device) * (_PIECES if device.type == "cpu" else 1)
+    parts = [
+        (number, at, min(at + size, population.weights.numel()))
+        for number, population in enumerate(populations)
+        for at in range(0, max(population.weights.numel(), 1), size)
+    ]
+    # A run of parts a thread: handing out each on its own would cost what the second core gives.
+    numel = sum(stop - at for _, at, stop in parts)
+    share = numel // host_threads(device) + 1
+    runs: list[list[tuple[int, int, int]]] = []
+    done = 0
+    for number, at, stop in parts:
+        if len(runs) <= done // share:
+            runs.append([])
+        runs[-1].append((number, at, stop))
+        done += stop - at
+    answers: list[list[T]] = [[] for _ in populations]
+
+    def work_on(run: list[tuple[int, int, int]]) -> list[tuple[int, T]]:
+        return [(number, work(populations[number], at, stop)) for number, at, stop in run]
+
+    for run in in_threads(work_on, runs, device):
+        for number, answer in run:
+            answers[number].append(answer)
+    return answers
 
 
 def _host_inside(population: Population, at: int, stop: int, low: int, high: int) -> Inside:

@@ -26,7 +26,15 @@ from typing import TypeVar
 import torch
 
 from distributed.hashing import position_hash, unsigned_order
-from sparsity.population import NON_FINITE, Inside, Population, compare, indices_of
+from sparsity.population import (
+    NON_FINITE,
+    Inside,
+    Population,
+    compare,
+    find_equal,
+    find_inside,
+    indices_of,
+)
 
 T = TypeVar("T")
 # Code that yields int64 counts of this rank and is sent their sum over all ranks.
@@ -124,7 +132,7 @@ def select(
             indices = (
                 brackets[s].find_equal(cuts[s].bits)
                 if s in brackets
-                else [p.find_equal(cuts[s].bits) for p in scope]
+                else find_equal(scope, cuts[s].bits)
             )
             hashes = [p.hash_positions(at) for p, at in zip(scope, indices, strict=True)]
             ties[s] = _Search(hashes, found[s].wanted)
@@ -210,7 +218,7 @@ def _narrow(
     samples = [[p.sample(max(1, live[s] // SAMPLE_SIZE)) for p in scopes[s]] for s in large]
     ends = yield from _bracket(samples, [counts[s] / live[s] for s in large])
     found = [
-        (s, low, high, [p.inside(low, high) for p in scopes[s]])
+        (s, low, high, find_inside(scopes[s], low, high))
         for s, (low, high) in zip(large, ends, strict=True)
         if low < high
     ]

@@ -12,18 +12,17 @@ row) alone. Shapes: R micro_batch_rows, T row_tokens, S segments, M capacity for
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import BeforeValidator, Field, model_validator
 
 from bert.corpora.masking import build_masker, masked_count
 from bert.corpora.packing import SPECIALS_PER_SEGMENT, PackedRows, pack_corpus
-from bert.corpora.randomness import Purpose, random_permutation
+from bert.corpora.randomness import Purpose
+from bert.corpora.row_order import Int64Array, RowOrder
 from bert.corpora.shards import TokenCorpus, open_corpus
 from bert.vocabulary import Vocabulary
 from distributed.config import Config
@@ -32,8 +31,6 @@ from distributed.errors import BadInput
 IGNORED_LABEL = -100
 # Validation rows and their masks are the same for every run, whatever its seed.
 VALIDATION_SEED = 0
-
-Int64Array = npt.NDArray[np.int64]
 
 
 def _as_list(value: Any) -> Any:
@@ -100,44 +97,35 @@ class RowBatches:
         world_size: int,
         evaluation: bool = False,
     ) -> None:
-        if evaluation:
-            global_batch_rows = min(global_batch_rows, rows.num_rows)
-        elif global_batch_rows < world_size:
-            raise BadInput(
-                f"train.global_batch_rows is {global_batch_rows} and launch.num_workers is "
-                f"{world_size}: each worker needs a row of every batch, so raise the first or "
-                "lower the second."
-            )
-        assert micro_batch_rows > 0 and 0 <= rank < world_size
+        self._order = RowOrder(
+            Purpose.ROW_ORDER,
+            num_rows=rows.num_rows,
+            seed=seed,
+            global_batch_rows=global_batch_rows,
+            micro_batch_rows=micro_batch_rows,
+            rank=rank,
+            world_size=world_size,
+            evaluation=evaluation,
+        )
         self.corpus = corpus
         self.rows = rows
         self.vocabulary = vocabulary
-        self.global_batch_rows = global_batch_rows
+        self.global_batch_rows = self._order.global_batch_rows
         self.micro_batch_rows = micro_batch_rows
-        self.evaluation = evaluation
-        self._first = rank * global_batch_rows // world_size
-        self._end = (rank + 1) * global_batch_rows // world_size
-        largest_share = -(-global_batch_rows // world_size)
-        self.micro_steps = -(-largest_share // micro_batch_rows)
+        self.micro_steps = self._order.micro_steps
         self._masker = build_masker(vocabulary, seed=seed, always_mask=evaluation)
         self._masked_per_row = masked_count(rows.maskable_per_row, mlm_probability=mlm_probability)
         most_maskable = np.array([rows.row_tokens - SPECIALS_PER_SEGMENT])
         most_masked = masked_count(most_maskable, mlm_probability=mlm_probability)
         self.masked_capacity = micro_batch_rows * int(most_masked[0])
-        # A batch touches two epochs where it runs over the end of one.
-        self._row_order = lru_cache(maxsize=2)(
-            lambda epoch: random_permutation(
-                Purpose.ROW_ORDER, seed=seed, count=rows.num_rows, epoch=epoch
-            )
-        )
 
     def epoch(self, step: int) -> int:
         """The epoch of the first row of the step's batch."""
-        return 0 if self.evaluation else step * self.global_batch_rows // self.rows.num_rows
+        return self._order.epoch(step)
 
     def row_ids(self, step: int) -> Int64Array:
         """The rows of the global batch, `int64 [B]`: the same on every rank."""
-        return self._batch(step)[1]
+        return self._order.batch(step)[1]
 
     def loss_terms(self, step: int) -> int:
         """Terms of the mean loss: the masked tokens of the global batch."""
@@ -153,22 +141,10 @@ class RowBatches:
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         """This rank's `micro_steps` micro-batches of the step."""
-        epochs, rows = (part[self._first : self._end] for part in self._batch(step))
+        epochs, rows = self._order.own(step)
         size = self.micro_batch_rows
         for first in range(0, self.micro_steps * size, size):
             yield self._micro_batch(epochs[first : first + size], rows[first : first + size])
-
-    def _batch(self, step: int) -> tuple[Int64Array, Int64Array]:
-        """Epoch and row of each row of the global batch; both `int64 [B]`."""
-        size = self.global_batch_rows
-        if self.evaluation:
-            return np.zeros(size, dtype=np.int64), np.arange(size)
-        place = np.arange(step * size, (step + 1) * size)
-        epochs, within = np.divmod(place, self.rows.num_rows)
-        rows = np.empty(size, dtype=np.int64)
-        for epoch in np.unique(epochs):
-            rows[epochs == epoch] = self._row_order(int(epoch))[within[epochs == epoch]]
-        return epochs, rows
 
     def _micro_batch(self, epochs: Int64Array, rows: Int64Array) -> MicroBatch:
         row_tokens = self.rows.row_tokens
@@ -252,26 +228,19 @@ def build_training_batches(
     rank: int,
     world_size: int,
     cache_dir: Path | None = None,
-    verify: bool = False,
 ) -> RowBatches:
     """Open, pack (or take from the cache) and batch `config.shards`."""
-    corpus = open_corpus(config.shards, vocabulary=vocabulary, verify=verify)
-    return RowBatches(
-        corpus,
-        pack_corpus(
-            corpus,
-            max_seq_len=config.max_seq_len,
-            row_tokens=config.row_tokens,
-            seed=seed,
-            cache_dir=cache_dir,
-        ),
+    return _build_batches(
+        config,
+        config.shards,
         vocabulary=vocabulary,
-        mlm_probability=config.mlm_probability,
         seed=seed,
+        cache_dir=cache_dir,
         global_batch_rows=global_batch_rows,
         micro_batch_rows=micro_batch_rows,
         rank=rank,
         world_size=world_size,
+        evaluation=False,
     )
 
 
@@ -287,22 +256,42 @@ def build_validation_batches(
     cache_dir: Path | None = None,
 ) -> RowBatches:
     """The first `rows` rows of a validation set, in the layout of `config`; take step 0 of them."""
-    corpus = open_corpus(shards, vocabulary=vocabulary)
-    return RowBatches(
-        corpus,
-        pack_corpus(
-            corpus,
-            max_seq_len=config.max_seq_len,
-            row_tokens=config.row_tokens,
-            seed=VALIDATION_SEED,
-            cache_dir=cache_dir,
-        ),
+    return _build_batches(
+        config,
+        shards,
         vocabulary=vocabulary,
-        mlm_probability=config.mlm_probability,
         seed=VALIDATION_SEED,
+        cache_dir=cache_dir,
         global_batch_rows=rows,
         micro_batch_rows=micro_batch_rows,
         rank=rank,
         world_size=world_size,
         evaluation=True,
+    )
+
+
+def _build_batches(
+    config: DataConfig,
+    shards: Sequence[Path],
+    *,
+    vocabulary: Vocabulary,
+    seed: int,
+    cache_dir: Path | None,
+    **batch: Any,
+) -> RowBatches:
+    corpus = open_corpus(shards, vocabulary=vocabulary)
+    rows = pack_corpus(
+        corpus,
+        max_seq_len=config.max_seq_len,
+        row_tokens=config.row_tokens,
+        seed=seed,
+        cache_dir=cache_dir,
+    )
+    return RowBatches(
+        corpus,
+        rows,
+        vocabulary=vocabulary,
+        mlm_probability=config.mlm_probability,
+        seed=seed,
+        **batch,
     )

@@ -1,23 +1,21 @@
 """Rows of a task -> the micro-batches of one rank: a pure function of (seed, step, rank, ranks).
 
-As in pretraining (corpora/batches.py): epochs are permutations keyed by (seed, epoch) and follow
-without a gap; a rank takes its slice of the global batch; all ranks run the same number of
-micro-steps, and a short one gets rows of padding without a target. One example a row, padded to the
+The rows of a step are as in pretraining (corpora/row_order.py); a short micro-step gets rows of
+padding without a target. One example a row, padded to the
 longest of its micro-batch; padding is a segment of its own, which no token of the text sees.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from bert.corpora.randomness import Purpose, random_permutation
+from bert.corpora.randomness import Purpose
+from bert.corpora.row_order import RowOrder
 from bert.model import IGNORE_INDEX
 from bert.tasks.encoding import Int64Array, Row
-from distributed.errors import BadInput
 
 _MULTIPLE = 8  # row lengths are multiples of it: kernels like that, and there are fewer shapes
 
@@ -60,45 +58,30 @@ class TaskBatches:
         world_size: int,
         evaluation: bool = False,
     ) -> None:
-        if evaluation:
-            global_batch_rows = len(rows)
-        elif global_batch_rows < world_size:
-            raise BadInput(
-                f"train.global_batch_rows is {global_batch_rows} and launch.num_workers is "
-                f"{world_size}: each worker needs a row of every batch, so raise the first or "
-                "lower the second"
-            )
+        self._order = RowOrder(
+            Purpose.TASK_ROW_ORDER,
+            num_rows=len(rows),
+            seed=seed,
+            global_batch_rows=len(rows) if evaluation else global_batch_rows,
+            micro_batch_rows=micro_batch_rows,
+            rank=rank,
+            world_size=world_size,
+            evaluation=evaluation,
+        )
+        self.micro_steps = self._order.micro_steps
         self.rows = rows
         self._pad_id = pad_id
-        self._global_batch_rows = global_batch_rows
         self._micro_batch_rows = micro_batch_rows
-        self._evaluation = evaluation
-        self._first = rank * global_batch_rows // world_size
-        self._end = (rank + 1) * global_batch_rows // world_size
-        largest_share = -(-global_batch_rows // world_size)
-        self.micro_steps = -(-largest_share // micro_batch_rows)
         self._lengths = np.array([len(row.input_ids) for row in rows])
         self._loss_terms = np.array([row.loss_terms for row in rows])
-        self._order = lru_cache(maxsize=2)(
-            lambda epoch: random_permutation(
-                Purpose.TASK_ROW_ORDER, seed=seed, count=len(rows), epoch=epoch
-            )
-        )
 
     def epoch(self, step: int) -> int:
         """The epoch of the first row of the step's batch."""
-        return 0 if self._evaluation else step * self._global_batch_rows // len(self.rows)
+        return self._order.epoch(step)
 
     def row_ids(self, step: int) -> Int64Array:
         """Rows of the global batch, int64 [B]: the same on every rank."""
-        if self._evaluation:
-            return np.arange(len(self.rows))
-        place = np.arange(step * self._global_batch_rows, (step + 1) * self._global_batch_rows)
-        epochs, within = np.divmod(place, len(self.rows))
-        ids = np.empty(len(place), np.int64)
-        for epoch in np.unique(epochs):
-            ids[epochs == epoch] = self._order(int(epoch))[within[epochs == epoch]]
-        return ids
+        return self._order.batch(step)[1]
 
     def loss_terms(self, step: int) -> int:
         """Terms of the mean loss in the global batch, over all ranks."""
@@ -110,7 +93,7 @@ class TaskBatches:
 
     def micro_batches(self, step: int) -> Iterator[TaskMicroBatch]:
         """This rank's `micro_steps` micro-batches."""
-        ids, size = self.row_ids(step)[self._first : self._end], self._micro_batch_rows
+        (_, ids), size = self._order.own(step), self._micro_batch_rows
         # Rows of like length share a forward, and so little padding.
         ids = ids[np.argsort(self._lengths[ids], kind="stable")]
         for at in range(0, self.micro_steps * size, size):

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -32,9 +33,17 @@ def test_one_pass_counts_and_collects(
         chosen = [v for v, alive in zip(values, live, strict=True) if alive or mask is None]
         one = Population(torch.tensor(values, dtype=torch.float32), mask, 5, 11)
         scan = population._host_inside if on_host else population._device_inside
-        got = scan(one, 0, len(values), low, high)
+        with patch.object(population, "CHUNK", 7):
+            got = scan(one, 0, len(values), low, high)
         assert got.below == sum(bits_of(v) < low for v in chosen)
         assert got.keys.tolist() == [bits_of(v) - low for v in chosen if low <= bits_of(v) < high]
+        inside = [low <= bits_of(v) < high for v in values]
+        is_live = live if mask is not None else [True] * len(values)
+        assert got.indices.tolist() == [
+            i
+            for i, (is_in, alive) in enumerate(zip(inside, is_live, strict=True))
+            if is_in and alive
+        ]
         assert got.non_finite == sum(not math.isfinite(v) for v in chosen)
         assert one.count_live() == len(chosen)
 
@@ -50,12 +59,21 @@ def test_positions_of_one_magnitude(
     one = Population(torch.tensor(values, dtype=torch.float32), keep, 5, 11)
     scan = population._host_equal if on_host else population._device_equal
     want = [i for i, v in enumerate(values) if i % 3 and bits_of(v) == at_bits]
-    assert scan(one, 0, len(values), at_bits).tolist() == want
+    with patch.object(population, "CHUNK", 7):
+        assert scan(one, 0, len(values), at_bits).tolist() == want
 
 
 def test_threads_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(population, "CHUNK", 13)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     values = torch.arange(1, 1001, dtype=torch.float32)
-    keys = Population(values, None, 5, 0).inside(0, NON_FINITE).keys
-    assert torch.equal(keys, values.view(torch.int32))
+    pieces = [values[:0], values[:60], values[60:61], values[61:]]
+    populations = [Population(piece, None, 5, 0) for piece in pieces]
+    found = population.find_inside(populations, 0, NON_FINITE)
+    assert [inside.keys.numel() for inside in found] == [piece.numel() for piece in pieces]
+    assert torch.equal(torch.cat([inside.keys for inside in found]), values.view(torch.int32))
+    assert [inside.indices.tolist() for inside in found] == [
+        list(range(piece.numel())) for piece in pieces
+    ]
+    (at,) = population.find_equal(populations[3:], int(values[700].view(torch.int32)))
+    assert at.tolist() == [700 - 61]

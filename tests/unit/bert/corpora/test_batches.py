@@ -269,7 +269,6 @@ def test_real_corpora_through_the_builders(
             rank=1,
             world_size=2,
             cache_dir=tmp_path,
-            verify=True,
         )
         assert batches.micro_steps == 3 and batches.rows.efficiency > 0.97
         assert sum(b.input_ids.numel() for b in batches.micro_batches(100)) == 6 * 512
