@@ -20,6 +20,7 @@ from launch.configuration import LaunchConfig
 
 # Starting workers includes importing torch and DeepSpeed, slow on a cold file system.
 _GROUP_START_SECONDS = "300"
+_STARTS = 3
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 15.0
 _SILENCE_SECONDS = 600.0
@@ -84,13 +85,21 @@ def _start(folder: Path) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray  # only now: it reads these variables when it is imported
 
-    ray.init(
-        address="local",  # without it, Ray joins whatever cluster it finds on this machine
-        include_dashboard=False,
-        object_store_memory=200_000_000,
-        _temp_dir=str(folder),
-        **_quiet(),
-    )
+    for starts_left in reversed(range(_STARTS)):
+        try:
+            ray.init(
+                address="local",  # without it, Ray joins whatever cluster it finds on this machine
+                include_dashboard=False,
+                object_store_memory=200_000_000,
+                _temp_dir=str(folder),
+                **_quiet(),
+            )
+            return
+        except Exception as error:  # of many types: on a busy machine Ray gives up on its agents
+            ray.shutdown()
+            if not starts_left:
+                raise
+            print(f"the Ray cluster did not start ({first_line(error)}); trying again", flush=True)
 
 
 def _connect(address: str) -> None:
@@ -218,6 +227,12 @@ def _living_nodes() -> list[dict[str, float]]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in a line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def describe_nodes(nodes: list[dict[str, float]]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from bert.tasks.sources import HUB_PREFIX
 from distributed.errors import BadInput
 from launch.finetune_configuration import FinetuneConfig
-from launch.ray_cluster import count_places
+from launch.ray_cluster import count_places, first_line
 from launch.run_setup import AnyRunConfig
 
 # Storage may show a new file on other nodes with a delay.
@@ -123,8 +123,9 @@ def _ask(
     try:
         answers: list[dict[str, Any]] = ray.get(asked, timeout=_ANSWER_SECONDS)
     except (ray.exceptions.RayError, TimeoutError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(f"a node of the Ray cluster cannot run a task ({reason})") from error
+        raise BadInput(
+            f"a node of the Ray cluster cannot run a task ({first_line(error)})"
+        ) from error
     return answers
 
 
