@@ -106,7 +106,7 @@ def main() -> None:
     )
     updates = []
     for step in range(UPDATES * options.interval + 1):
-        if controller.update(step):
+        if controller.update(step) and controller.metrics()["sparsity/churn"]:
             updates.append(float(controller.metrics()["sparsity/update_seconds"]))
     inside, synchronize = [0.0], _synchronizer(topology.device)
     for name in ("_enforce", "mask_gradients"):
@@ -127,9 +127,11 @@ def main() -> None:
             engine.backward(engine.forward(**inputs))
             if name == "sparse":
                 controller.mask_gradients()
-            engine.step(1e-4)
+            applied = engine.step(1e-4)
             synchronize()
             seconds = time.perf_counter() - started
+            if name == "sparse":
+                controller.after_step(applied)
             if pair >= 2:  # the first two warm up
                 times[name].append(seconds)
                 if name == "sparse":

@@ -135,8 +135,7 @@ def measure(
     dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=ranks)
     shard, times, answer = Shard(numel, options.sparsity, device), [], None
     before = current_memory(device)
-    slow = not method.startswith(("sparsebert", "plain"))
-    for _ in range(options.repeats if not slow else min(2, options.repeats)):
+    for _ in range(options.repeats):
         shard.wire_bytes = 0
         shard.mask.keep.fill_(-1)
         dist.barrier()

@@ -57,9 +57,10 @@ def _position_hash_on_host(uid: int, index: torch.Tensor) -> torch.Tensor:
         x += np.uint64(1)
         x *= np.uint64(_GOLDEN)
         x += np.uint64(uid & _ALL_BITS)
-        for shift, factor in ((30, _MIX_1), (27, _MIX_2), (31, 1)):
+        for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
             x ^= np.right_shift(x, np.uint64(shift), out=y)
             x *= np.uint64(factor)
+        x ^= np.right_shift(x, np.uint64(31), out=y)
     return hashes
 
 

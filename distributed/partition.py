@@ -120,7 +120,8 @@ class Partition:
         for slot, (name, numel) in enumerate(self.numels.items()):
             share = -(-numel // self.world_size)
             start, stop = (min(r * share, numel) for r in (self.rank, self.rank + 1))
-            fragments.append(Fragment(name, 0, numel, slot, 0, start, stop))
+            if numel:
+                fragments.append(Fragment(name, 0, numel, slot, 0, start, stop))
         return fragments
 
     def _flat_fragments(self) -> list[Fragment]:

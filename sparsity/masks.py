@@ -54,7 +54,7 @@ class FragmentMask:
 
     def load(self, keep: torch.Tensor) -> None:
         """Take `keep` (bool [length], True keeps)."""
-        self.keep.copy_(torch.where(keep.to(self.keep.device), KEEP, PRUNED))
+        self.keep.copy_(keep).neg_()  # True, 1, becomes KEEP
 
     def apply(self, values: torch.Tensor) -> None:
         """Set the pruned positions of `values` [length], weights or gradients, to +0.0."""

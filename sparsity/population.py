@@ -62,8 +62,11 @@ def in_threads(work: Callable[[S], T], items: Sequence[S], device: torch.device)
     threads = host_threads(device)
     if threads == 1 or len(items) < 2:
         return [work(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, items))
+    try:  # a thread of ours must not start torch's as well
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, items))
+    finally:
+        torch.set_num_threads(threads)  # a worker's setting is the process's too
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,10 @@ class Population:
     keep: torch.Tensor | None
     uid: int
     start: int
+
+    def __post_init__(self) -> None:
+        """Bits of another type would be read as other numbers."""
+        assert self.weights.dtype == torch.float32, self.weights.dtype
 
     def count_live(self) -> int:
         """Number of live weights."""

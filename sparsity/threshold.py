@@ -215,7 +215,8 @@ def _narrow(
     large = [s for s, n in enumerate(live) if n >= BRACKET_FROM and counts[s]]
     if not large:
         return {}
-    samples = [[p.sample(max(1, live[s] // SAMPLE_SIZE)) for p in scopes[s]] for s in large]
+    # Odd: a stride that divides the rows' length would see a few columns only.
+    samples = [[p.sample(live[s] // SAMPLE_SIZE | 1) for p in scopes[s]] for s in large]
     ends = yield from _bracket(samples, [counts[s] / live[s] for s in large])
     found = [
         (s, low, high, find_inside(scopes[s], low, high))
@@ -277,7 +278,7 @@ def _bracket(
             ranks.append(before + below + end * int(row[inner]))
         low = bits[0] if lowest >= 1 else 0
         high = min(bits[1] + (1 << (shift - second)), NON_FINITE) if highest <= m else NON_FINITE
-        brackets.append((low, high) if ranks[1] - ranks[0] <= m * _WIDEST else (0, 0))
+        brackets.append((low, high) if 0 < ranks[1] - ranks[0] <= m * _WIDEST else (0, 0))
     return brackets
 
 

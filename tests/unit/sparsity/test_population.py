@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Callable
 from unittest.mock import patch
 
 import pytest
@@ -63,9 +64,11 @@ def test_positions_of_one_magnitude(
         assert scan(one, 0, len(values), at_bits).tolist() == want
 
 
-def test_threads_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_keep_the_order(
+    monkeypatch: pytest.MonkeyPatch, set_threads: Callable[[int], None]
+) -> None:
     monkeypatch.setattr(population, "CHUNK", 13)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    set_threads(3)
     values = torch.arange(1, 1001, dtype=torch.float32)
     pieces = [values[:0], values[:60], values[60:61], values[61:]]
     populations = [Population(piece, None, 5, 0) for piece in pieces]
@@ -77,3 +80,4 @@ def test_threads_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     (at,) = population.find_equal(populations[3:], int(values[700].view(torch.int32)))
     assert at.tolist() == [700 - 61]
+    assert torch.get_num_threads() == 3

@@ -1,6 +1,6 @@
 """The exact cut over simulated ranks, against numpy's sort by (magnitude, hash)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -9,8 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distributed.hashing import hex_digest, name_hash
+from distributed.partition import Fragment
 from sparsity import population, threshold
+from sparsity.masks import FragmentMask
+from sparsity.pattern_name import PatternName
 from sparsity.population import Population
+from sparsity.pruning import update_masks
+from sparsity.targets import Scope
 from sparsity.threshold import Cut, NonFiniteWeights, run, select
 from tests.unit.sparsity.oracle import expected_digest, expected_keep, position_hashes
 from tests.unit.sparsity.simulation import Cluster, Float32Array, split_randomly
@@ -107,8 +112,22 @@ def test_brackets_that_hit_and_that_miss(tiny_brackets: None) -> None:
     assert 0 < hits < trials
 
 
-def test_a_large_scope_is_bracketed() -> None:
-    """The real sizes: one pass, about 1 % of the keys, and less on the wire than in the bound."""
+def test_a_large_scope_is_bracketed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real sizes: one pass, few of the keys, and less on the wire than in the bound."""
+    found: list[tuple[int, int]] = []  # keys collected, live weights of the rank
+
+    def counted(
+        scope: Sequence[population.Population], low: int, high: int
+    ) -> list[population.Inside]:
+        inside = population.find_inside(scope, low, high)
+        found.append((sum(i.keys.numel() for i in inside), sum(p.count_live() for p in scope)))
+        return inside
+
+    def missed(_: object) -> None:
+        raise AssertionError("the bracket missed: everything is read")
+
+    monkeypatch.setattr(threshold, "find_inside", counted)
+    monkeypatch.setattr(threshold._LiveBits, "__iter__", missed)
     weights = {"a": tied_weights(population.CHUNK * 20 + 77, 22)}
     numel = weights["a"].size
     assert numel > threshold.BRACKET_FROM
@@ -116,6 +135,49 @@ def test_a_large_scope_is_bracketed() -> None:
         bounds = {"a": split_randomly(numel, ranks, np.random.default_rng(ranks))}
         cluster = check(weights, bounds, [["a"]], [int(share * numel)])
         assert cluster.wire.bytes < VALUE_BYTES + 20 * 1024 + 64 + TIE_BYTES
+    keys, live = (sum(column) for column in zip(*found, strict=True))
+    assert 0 < keys < 0.05 * live, keys / live
+
+
+def test_columns_of_different_sizes_are_sampled_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stride of 4 through rows of 1,024 would see a quarter of the columns, and miss."""
+
+    def missed(_: object) -> None:
+        raise AssertionError("the bracket missed: everything is read")
+
+    monkeypatch.setattr(threshold._LiveBits, "__iter__", missed)
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        weights = rng.normal(0, 0.02, (4096, 1024)) * np.exp(0.3 * rng.normal(0, 1, 1024))
+        cluster = Cluster({"a": weights.astype(np.float32).ravel()}, {"a": [0, weights.size]})
+        cluster.select([["a"]], [int(0.9 * weights.size)])
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4x1"])
+def test_threads_prune_the_same(
+    monkeypatch: pytest.MonkeyPatch, set_threads: Callable[[int], None], pattern: str
+) -> None:
+    """Small pieces, many fragments: a rank's own threads against one."""
+    monkeypatch.setattr(population, "CHUNK", 64)
+    rng = np.random.default_rng(5)
+    weights = {f"w{i}": torch.from_numpy(tied_weights(64 * (i + 3), i)) for i in range(9)}
+    shapes = {name: (w.numel() // 16, 16) for name, w in weights.items()}
+    name = PatternName.parse(pattern)
+    numel = sum(w.numel() for w in weights.values())
+    scopes = [Scope(tuple(weights), numel, 0.0, name.unit_numel)]
+    wanted = [int(rng.integers(numel // 4, numel // 3)) // name.unit_numel * name.unit_numel]
+    results = []
+    for threads in (1, 2, 5):
+        set_threads(threads)
+        masters = {}
+        for slot, (key, w) in enumerate(weights.items()):
+            fragment = Fragment(key, 0, w.numel(), slot, 0, 0, w.numel())
+            masters[FragmentMask(fragment, torch.device("cpu"))] = w
+        found = update_masks(
+            name, masters, shapes, scopes, wanted, rank=0, ranks=1, all_reduce=lambda x: x
+        )
+        results.append((found, [mask.keep.tolist() for mask in masters]))
+    assert results[0] == results[1] == results[2]
 
 
 @pytest.mark.parametrize("poison", [float("inf"), float("nan")])
