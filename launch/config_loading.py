@@ -36,6 +36,7 @@ _WORDS = {
     "a valid number": "a number",
     "a valid boolean": "true or false",
     "a valid string": "text",
+    " or a valid tuple": ", or [fewest, most]",
 }
 
 

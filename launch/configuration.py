@@ -67,6 +67,7 @@ class LaunchConfig(Config):
             is_range = len(value) == 2 and all(type(n) is int and n > 0 for n in value)
             if not is_range or value[0] > value[1]:
                 raise ValueError(f"a range of workers is [fewest, most], not {list(value)}")
+            return value[0] if value[0] == value[1] else tuple(value)
         return value
 
     @property

@@ -25,7 +25,7 @@ from launch.lease import refuse_if_held
 from launch.process_group import build_torch_config
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.ray_cluster import check_resources, ray_cluster
-from launch.ray_events import Failure, FailureTail, build_callback
+from launch.ray_events import BackOff, Failure, FailureTail, build_callback, last_line
 from launch.run_events import EventTail, append_event
 from launch.run_folder import RunFolder, last_step, run_folder_of
 from launch.run_setup import AnyRunConfig, RunPlan, hold_run
@@ -79,6 +79,7 @@ def _build_trainer(
     *,
     number: int,
     workers: int,
+    restarts: int,
     use_gpu: bool,
 ) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -86,12 +87,17 @@ def _build_trainer(
     from ray.train.v2.api.config import LoggingConfig
 
     # A group of another size is a run of its own to Ray.
-    restarts = 0 if config.launch.is_elastic else config.launch.max_failures
+    failure_config = (
+        FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
+        if config.launch.is_elastic
+        else FailureConfig(max_failures=restarts)
+    )
     return TorchTrainer(
         train_on_ray,
         train_loop_config={
             **pack_job(config, plan),
             "use_gpu": use_gpu,
+            "resize_request": str(attempt / f"resize-{number}"),
         },
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -106,10 +112,7 @@ def _build_trainer(
         run_config=RunConfig(
             name=attempt.name if number == 0 else f"{attempt.name}-{number}",
             storage_path=str(attempt.parent),
-            failure_config=FailureConfig(
-                max_failures=restarts,
-                controller_failure_limit=0 if config.launch.is_elastic else -1,
-            ),
+            failure_config=failure_config,
             logging_config=LoggingConfig(log_level="ERROR"),
             callbacks=[build_callback(attempt, run_folder_of(config).metrics_file)],
         ),
@@ -121,13 +124,13 @@ def train_on_ray(arguments: dict[str, Any]) -> None:
     import ray.train
 
     config, plan = unpack_job(arguments)
-    folder = run_folder_of(config)
+    requests = run_folder_of(config).stop_file, Path(arguments["resize_request"])
     run_job(
         config,
         plan,
         use_gpu=arguments["use_gpu"],
         report=lambda figures: ray.train.report(_numbers(figures)),
-        stop_requested=lambda: folder.stop_file.exists() or folder.resize_file.exists(),
+        stop_requested=lambda: any(request.exists() for request in requests),
     )
 
 
@@ -148,44 +151,54 @@ def _fit(
     Ray Train restarts a group of a fixed size that fails while it trains, and raises what happens
     before, such as an exception in the process group's start: then the group is started again here.
     A group whose size may change is always started here, with what the cluster holds by then.
-    Nothing is started any more once `over` is set.
+    Nothing is started any more once `over` is set, or when a stop was asked for.
     """
     from ray.train import ControllerError, TrainingFailedError
 
     folder, launch = run_folder_of(config), config.launch
+    failures, back_off = FailureTail(attempt), BackOff()
 
     def say(message: str) -> None:
         append_event(folder.events_file, "start", message)
 
-    failures = 0
+    def is_over() -> bool:
+        return over.is_set() or folder.stop_file.exists()
+
+    left = launch.max_failures
     for number in itertools.count():
-        workers = await_workers(launch, use_gpu=use_gpu, say=say)
+        workers = await_workers(launch, use_gpu=use_gpu, say=say, give_up=is_over)
+        if is_over():
+            return  # what was saved last is what there is
         if launch.is_elastic:
             say(f"{workers} worker(s) of at most {launch.most_workers}")
+        request = attempt / f"resize-{number}"
         trainer = _build_trainer(
-            config, plan, attempt, number=number, workers=workers, use_gpu=use_gpu
+            config, plan, attempt, number=number, workers=workers, restarts=left, use_gpu=use_gpu
         )
         try:
-            with ask_when_more_fit(launch, workers, folder.resize_file, use_gpu=use_gpu):
+            with ask_when_more_fit(
+                launch,
+                request,
+                use_gpu=use_gpu,
+                is_full=workers == launch.most_workers,
+                check=lambda: check_shared_storage(config, use_gpu=use_gpu),
+                say=say,
+            ):
                 trainer.fit()
         except TrainingFailedError as error:
             is_start = isinstance(error, ControllerError)
-            if not (is_start or launch.is_elastic) or failures == launch.max_failures:
+            left -= max(1, len(failures.poll()) + is_start)
+            if is_finished(folder, plan, _newest_step(folder)):
+                return  # the group's end failed, not its work
+            if left < 0 or not (is_start or launch.is_elastic):
                 raise
-            failures += 1
             if is_start:
-                reason = str(error).strip().splitlines()[-1]
-                say(
-                    f"the workers could not start ({reason}); starting them again "
-                    f"({launch.max_failures - failures} more time(s))"
-                )
-            if over.is_set():
+                say(f"the workers could not start ({last_line(error)}); {left} restart(s) left")
+            if over.wait(back_off.next_seconds(last_step(folder.metrics_file))):
                 raise
             continue
-        is_resize = folder.resize_file.exists() and not folder.stop_file.exists()
-        if not is_resize or is_finished(folder, plan, _newest_step(folder)):
+        if not request.exists() or is_over() or is_finished(folder, plan, _newest_step(folder)):
             return
-        folder.resize_file.unlink()
         say("saved and starting again: there is room for more workers")
 
 
@@ -195,6 +208,8 @@ def _follow(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool
     Raises:
         BadInput: a worker met it; there is no restart.
     """
+    from ray.train import ControllerError
+
     folder, launch, total = run_folder_of(config), config.launch, plan.total_steps
     outcome: dict[str, BaseException] = {}
     finished, over = threading.Event(), threading.Event()
@@ -214,7 +229,7 @@ def _follow(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool
         failures = Failures(attempt, folder, launch.max_failures, display)
         events = EventTail(folder.events_file)
         if not launch.is_elastic:
-            display.note(f"starting {launch.num_workers} worker(s)")
+            display.note(f"starting {launch.most_workers} worker(s)")
         threading.Thread(target=fit, name="ray-train", daemon=True).start()
         follow_metrics(
             folder.metrics_file,
@@ -228,7 +243,9 @@ def _follow(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool
         print(f"error: {failures.diagnosis} (logs: {folder.logs}, {attempt})", file=sys.stderr)
         return 1
     if "error" in outcome:
-        reason = failures.last or str(outcome["error"]).strip().splitlines()[-1]
+        error = outcome["error"]
+        told = None if isinstance(error, ControllerError) else failures.last
+        reason = told or last_line(error)
         print(f"error: training failed, {reason} (logs: {folder.logs}, {attempt})", file=sys.stderr)
         return 1
     newest = _newest_step(folder)

@@ -11,58 +11,94 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from distributed.errors import BadInput
 from launch.configuration import LaunchConfig
-from launch.ray_cluster import count_answering_places, count_places_of_cluster, is_place_free
+from launch.ray_cluster import count_free_places, describe_workers
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 10.0
+_SETTLED_COUNTS = 3
 
 
 def await_workers(
-    launch: LaunchConfig, *, use_gpu: bool, say: Callable[[str], None], seconds: float = 5.0
+    launch: LaunchConfig,
+    *,
+    use_gpu: bool,
+    say: Callable[[str], None],
+    give_up: Callable[[], bool],
+    seconds: float = 1.0,
 ) -> int:
-    """How many to start: as many as the cluster holds, once it holds the fewest."""
+    """How many to start: as many as fit beside what others run, once that is the fewest.
+
+    A group that has ended gives its places back one after the other: they are counted until the
+    count stays. Fewer than the fewest only if `give_up` says so. Without a range it is what was
+    asked for, at once: Ray waits for it.
+    """
     if not launch.is_elastic:
-        return launch.most_workers  # Ray waits for them
-    told = False
-    while (places := count_answering_places(launch, use_gpu=use_gpu)) < launch.fewest_workers:
-        if not told:
+        return launch.most_workers
+    before, same, told = -1, 0, False
+    while not give_up():
+        places = count_free_places(launch, use_gpu=use_gpu)
+        same = same + 1 if places == before else 1
+        is_settled = places >= launch.most_workers or same >= _SETTLED_COUNTS
+        if is_settled and places >= launch.fewest_workers:
+            return min(places, launch.most_workers)
+        if is_settled and not told:
             say(
-                f"the cluster holds {places} worker(s); waiting until it holds "
-                f"{launch.fewest_workers}, the fewest of launch.num_workers"
+                f"there is room for {places} worker(s) now; waiting for more, because "
+                f"launch.num_workers is {describe_workers(launch)}"
             )
             told = True
+        before = places
         time.sleep(seconds)
-    return min(places, launch.most_workers)
+    return 0
 
 
 @contextmanager
 def ask_when_more_fit(
     launch: LaunchConfig,
-    workers: int,
     request: Path,
     *,
     use_gpu: bool,
+    is_full: bool,
+    check: Callable[[], None],
+    say: Callable[[str], None],
     seconds: float = LOOK_SECONDS,
 ) -> Iterator[None]:
-    """While inside, create the file `request` as soon as the cluster has room for more workers."""
+    """While inside, create the file `request` as soon as the cluster has room for more workers.
+
+    Args:
+        launch: the range, and what a worker needs.
+        request: its presence asks the group to save and stop.
+        use_gpu: whether workers have a GPU each.
+        is_full: the group has the most workers already.
+        check: raises BadInput if a node cannot be used.
+        say: tells the user, once, that it cannot.
+        seconds: between two looks; it takes two to be sure, because a group that starts now has
+            not taken its places yet.
+    """
+    if is_full:
+        yield
+        return
     left = threading.Event()
 
     def look() -> None:
+        looks = 0
         while not left.wait(seconds):
             try:
-                places = count_places_of_cluster(launch, use_gpu=use_gpu)
-                is_room = places > workers and is_place_free(launch, use_gpu=use_gpu)
+                looks = looks + 1 if count_free_places(launch, use_gpu=use_gpu) else 0
+                if looks < 2:
+                    continue
+                check()
+            except BadInput as error:
+                say(f"there is room for more workers, and it is not used: {error}")
+                return
             except Exception as error:  # the cluster is about to end, or did not answer
                 log.warning("the cluster's free places are not known: %s", error)
                 continue
-            if is_room:
-                request.touch()
-                return
+            request.touch()
+            return
 
-    if workers >= launch.most_workers:
-        yield
-        return
     thread = threading.Thread(target=look, name="room-for-workers", daemon=True)
     thread.start()
     try:

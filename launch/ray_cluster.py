@@ -41,6 +41,8 @@ def ray_cluster(launch: LaunchConfig, *, log_folder: Path) -> Iterator[None]:
         BadInput: nothing answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A thread that asks a cluster which is gone must not start another.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _GROUP_START_SECONDS)
     # One that answers no health check: stopped, or on a machine that hangs.
     silence = str(min(_SILENCE_SECONDS, launch.hang_seconds))
@@ -156,15 +158,16 @@ def check_resources(launch: LaunchConfig) -> bool:
     use_gpu = choose_gpu(launch, nodes)
     fit = count_places(launch, nodes, use_gpu=use_gpu)
     if fit < launch.fewest_workers:
+        wanted = describe_workers(launch)
         wants = f"{launch.cpus_per_worker:g} CPU" + (" and a GPU" if use_gpu else "")
         raise BadInput(
-            f"launch.num_workers is {launch.num_workers}, each with {wants}, but the cluster holds "
+            f"launch.num_workers is {wanted}, each with {wants}, but the cluster holds "
             f"{fit}, {launch.fewest_workers - fit} too few (it has {describe_nodes(nodes)}): lower "
             "launch.num_workers or launch.cpus_per_worker"
             + (", or set launch.use_gpu to false" if use_gpu else "")
         )
     free = ray.available_resources()
-    kind, needed = _scarce_resource(launch, use_gpu=use_gpu)
+    kind, needed = ("GPU", 1.0) if use_gpu else ("CPU", launch.cpus_per_worker)
     workers = min(fit, launch.most_workers)
     if free.get(kind, 0) < workers * needed:
         print(
@@ -175,18 +178,21 @@ def check_resources(launch: LaunchConfig) -> bool:
     return use_gpu
 
 
-def count_places_of_cluster(launch: LaunchConfig, *, use_gpu: bool) -> int:
-    """How many workers the living nodes hold, whoever uses them now."""
-    return count_places(launch, _living_nodes(), use_gpu=use_gpu)
-
-
-def count_answering_places(launch: LaunchConfig, *, use_gpu: bool) -> int:
-    """How many workers the nodes hold that run a task at once.
+def count_free_places(launch: LaunchConfig, *, use_gpu: bool) -> int:
+    """How many workers would fit beside what runs, on the nodes that run a task at once.
 
     A lost node counts as living for half a minute, and a group that waits for it waits longer.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # Ray tells this of the whole cluster only, and a worker cannot be split over two nodes.
+    free = ray._private.state.available_resources_per_node()
+    roomy = {
+        node: resources
+        for node, resources in free.items()
+        if count_places(launch, [resources], use_gpu=use_gpu)
+    }
 
     def answer() -> None:
         return None
@@ -194,11 +200,12 @@ def count_answering_places(launch: LaunchConfig, *, use_gpu: bool) -> int:
     task = ray.remote(num_cpus=0, max_retries=0)(answer)
     asked = {
         task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(): node["Resources"]
-        for node in ray.nodes()
-        if node["Alive"]
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote(): resources
+        for node, resources in roomy.items()
     }
+    if not asked:
+        return 0
     answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
     there = []
     for reference in answers:
@@ -210,23 +217,17 @@ def count_answering_places(launch: LaunchConfig, *, use_gpu: bool) -> int:
     return count_places(launch, there, use_gpu=use_gpu)
 
 
-def is_place_free(launch: LaunchConfig, *, use_gpu: bool) -> bool:
-    """Whether one more worker would fit beside what runs, as far as the cluster's sums tell."""
-    import ray
-
-    kind, needed = _scarce_resource(launch, use_gpu=use_gpu)
-    return bool(ray.available_resources().get(kind, 0.0) >= needed)
-
-
-def _scarce_resource(launch: LaunchConfig, *, use_gpu: bool) -> tuple[str, float]:
-    """What workers are counted by, and how much of it one takes."""
-    return ("GPU", 1.0) if use_gpu else ("CPU", launch.cpus_per_worker)
-
-
 def _living_nodes() -> list[dict[str, float]]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def describe_workers(launch: LaunchConfig) -> str:
+    """`launch.num_workers` as one writes it."""
+    if launch.is_elastic:
+        return f"[{launch.fewest_workers},{launch.most_workers}]"
+    return str(launch.most_workers)
 
 
 def first_line(error: BaseException) -> str:

@@ -53,6 +53,12 @@ def _describe(rank: int, error: BaseException) -> Failure:
     return Failure(rank, reason)
 
 
+def last_line(error: BaseException) -> str:
+    """What an exception says at its end, where Ray's have their cause."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
 class FailureTail:
     """Reads what is new in the file that `build_callback`'s object writes."""
 

@@ -8,7 +8,6 @@
                 tensorboard/  checkpoints/step-00000050/  logs/  ray/<attempt>/
                 cache/           packing indices, computed again if removed
                 stop             a request to save and stop
-                resize           a request to save and start again with more workers
 
 Light on purpose: the command line and the driver read it without importing torch.
 """
@@ -91,11 +90,6 @@ class RunFolder:
     def stop_file(self) -> Path:
         """Its presence asks the run to save and stop at the next step's end."""
         return self.path / "stop"
-
-    @property
-    def resize_file(self) -> Path:
-        """Its presence asks the run to save, and the launcher to start it with more workers."""
-        return self.path / "resize"
 
     @property
     def best(self) -> Path:

@@ -132,7 +132,6 @@ def begin_run(config: AnyRunConfig, plan: RunPlan) -> None:
         write_identity(folder, plan.identity)
     folder.write_config(dump_yaml(config))
     folder.stop_file.unlink(missing_ok=True)
-    folder.resize_file.unlink(missing_ok=True)
 
 
 def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> PretrainingModel:

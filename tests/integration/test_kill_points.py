@@ -68,7 +68,7 @@ def test_workers_killed_at_points(
     assert command.wait() == 0, command.out + command.err
     assert [marker.name for marker in markers if not marker.exists()] == []
     assert "the workers could not start (RuntimeError: connectFullMesh failed)" in command.out
-    assert "starting them again (7 more time(s))" in command.out
+    assert "connectFullMesh failed); 7 restart(s) left" in command.out
     died = command.out.count("its process died; restarting from step")
     assert died == len(ON_RAY) - 1, command.out
     assert_equal_runs(run, reference[1])

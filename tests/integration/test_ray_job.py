@@ -1,5 +1,6 @@
 """Jobs of a real Ray cluster: a head and two worker nodes that have none of our packages."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -158,7 +159,7 @@ def test_detached_followed_and_stopped_by_ray_itself(
 def test_fewer_workers_after_a_lost_node_and_more_when_it_is_back(
     ray: RayNodes, nodes: VirtualNodes, config_file: Path, workspace: Path, start: Start
 ) -> None:
-    run, steps = workspace / "runs" / "elastic", 100
+    run, steps = workspace / "runs" / "elastic", 140
     options = ["name=elastic", "launch.num_workers=[1,2]", f"train.total_steps={steps}"]
     options += ["launch.cpus_per_worker=1", "evaluation.sets={}"]
     env = {**ray.env, "PYTHONPATH": str(ROOT)}
@@ -176,7 +177,7 @@ def test_fewer_workers_after_a_lost_node_and_more_when_it_is_back(
         "saved and starting again: there is room for more workers",
         "2 worker(s) of at most 2",
     ]
-    assert "restarting from step 10 (2 restart(s) left)" in command.out
+    assert re.search(r"restarting from step \d+0 \(2 restart\(s\) left\)", command.out)
     records = metrics(run)
     assert [record["step"] for record in records] == list(range(1, steps + 1))
     assert {m["world_size"] for m in checkpoints(run).values()} == {2}

@@ -25,7 +25,7 @@ POINTS = {
     "after-rename": ("distributed.fencing", "commit", "after"),
     "removing-old": ("distributed.files", "remove_folder", "before"),
     "reporting": ("launch.driver", "_numbers", "before"),
-    # Raises instead, as a connection does that cannot be made. No rank is known yet: 0 stands.
+    # Raises instead, as a connection does that cannot be made.
     "group-start": ("ray.train.torch.config", "_setup_torch_process_group", "raise"),
 }
 

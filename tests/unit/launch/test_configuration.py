@@ -236,7 +236,9 @@ def test_every_field_is_listed() -> None:
     ("value", "words"),
     [
         ("0", "launch.num_workers on the command line is 0: it must be greater than 0"),
-        ("[1, 2]", "launch.num_workers"),
+        ("[1, 5]", "train.global_batch_rows (4) is below launch.num_workers (5)"),
+        ("[2, 1]", "a range of workers is [fewest, most], not [2, 1]"),
+        ("some", 'launch.num_workers on the command line is "some": it must be a whole number'),
         ("5", "train.global_batch_rows (4) is below launch.num_workers (5)"),
     ],
 )

@@ -1,5 +1,6 @@
 """A range of workers: what it may be, how many are started, when more are asked for."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from distributed.errors import BadInput
 from launch import elastic, ray_cluster
 from launch.configuration import LaunchConfig
 from launch.elastic import ask_when_more_fit, await_workers
@@ -30,45 +32,77 @@ def test_no_range(value: object) -> None:
 
 
 def test_as_many_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    places, told = iter([0, 1, 3, 9]), list[str]()
-    monkeypatch.setattr(elastic, "count_answering_places", lambda *_, use_gpu: next(places))
-    assert await_workers(RANGE, use_gpu=False, say=told.append, seconds=0.0) == 3
+    places, told = iter([0, 0, 0, 1, 3, 3, 3, 9, 2]), list[str]()
+    monkeypatch.setattr(elastic, "count_free_places", lambda *_, use_gpu: next(places))
+
+    def await_them(launch: LaunchConfig, *, give_up: bool = False) -> int:
+        return await_workers(
+            launch, use_gpu=False, say=told.append, give_up=lambda: give_up, seconds=0.0
+        )
+
+    assert await_them(RANGE) == 3
     assert told == [
-        "the cluster holds 0 worker(s); waiting until it holds 2, the fewest of launch.num_workers"
+        "there is room for 0 worker(s) now; waiting for more, because launch.num_workers is [2,4]"
     ]
-    assert await_workers(RANGE, use_gpu=False, say=told.append, seconds=0.0) == 4
-    assert await_workers(FIXED, use_gpu=False, say=told.append, seconds=0.0) == 3  # not asked
+    assert await_them(RANGE) == 4
+    assert await_them(FIXED) == 3  # not asked
+    assert await_them(RANGE, give_up=True) == 0
+    assert next(places) == 2
 
 
 @pytest.mark.parametrize(
-    ("workers", "places", "is_free", "asks"),
-    [(2, 4, True, True), (2, 4, False, False), (2, 2, True, False), (4, 9, True, False)],
+    ("is_full", "places", "refused", "asks"),
+    [
+        (False, [1, 1], None, True),
+        (False, [1, 0, 1, 0, 1, 1], None, True),
+        (False, [1, 0, 1, 0, 1, 0], None, False),
+        (False, [1, 1, 1, 1], "n3 does not share it", False),
+        (True, [1, 1, 1], None, False),
+    ],
 )
 def test_more_are_asked_for(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    workers: int,
-    places: int,
-    is_free: bool,
+    is_full: bool,
+    places: list[int],
+    refused: str | None,
     asks: bool,
 ) -> None:
-    looked = []
+    looks, told = iter([None, *places]), list[str]()
+    done = threading.Event()
 
     def count(*_: object, use_gpu: bool) -> int:
-        looked.append(use_gpu)
-        if len(looked) == 1:
+        found = next(looks, "end")
+        if found is None:
             raise ConnectionError("the cluster does not answer")
-        return places
+        if found == "end":
+            done.set()
+            return 0
+        return int(found)
 
-    monkeypatch.setattr(elastic, "count_places_of_cluster", count)
-    monkeypatch.setattr(elastic, "is_place_free", lambda *_, use_gpu: is_free)
+    def check() -> None:
+        if refused:
+            raise BadInput(refused)
+
+    monkeypatch.setattr(elastic, "count_free_places", count)
     request = tmp_path / "resize"
-    with ask_when_more_fit(RANGE, workers, request, use_gpu=False, seconds=0.001):
+    with ask_when_more_fit(
+        RANGE,
+        request,
+        use_gpu=False,
+        is_full=is_full,
+        check=check,
+        say=told.append,
+        seconds=0.001,
+    ):
         deadline = time.monotonic() + 20
-        while workers < 4 and len(looked) < 3 and not request.exists():
+        while not (is_full or done.is_set() or request.exists() or told):
             assert time.monotonic() < deadline
             time.sleep(0.001)
     assert request.exists() == asks
+    assert told == (
+        [f"there is room for more workers, and it is not used: {refused}"] if refused else []
+    )
 
 
 def test_ray_is_started_again(
