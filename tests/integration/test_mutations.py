@@ -82,8 +82,8 @@ MUTATIONS = {
     ),
     "a bracket is trusted when it missed": Mutation(
         "sparsity/threshold.py",
-        "if below < counts[s] <= below + inside:",
-        "if inside:",
+        "        if below < counts[s] <= below + inside\n",
+        "        if inside\n",
         f"{THRESHOLD}::test_brackets_that_hit_and_that_miss",
     ),
     "pruned weights are counted again": Mutation(
