@@ -187,7 +187,10 @@ def _fit(
                 trainer.fit()
         except TrainingFailedError as error:
             is_start = isinstance(error, ControllerError)
-            left -= max(1, len(failures.poll()) + is_start)
+            causes = failures.poll()
+            left -= max(1, len(causes) + is_start)
+            if any(cause.bad_input or cause.final for cause in causes):
+                raise
             if is_finished(folder, plan, _newest_step(folder)):
                 return  # the group's end failed, not its work
             if left < 0 or not (is_start or launch.is_elastic):
