@@ -113,6 +113,7 @@ class RowBatches:
         self.global_batch_rows = self._order.global_batch_rows
         self.micro_batch_rows = micro_batch_rows
         self.micro_steps = self._order.micro_steps
+        self.evaluation = evaluation
         self._masker = build_masker(vocabulary, seed=seed, always_mask=evaluation)
         self._masked_per_row = masked_count(rows.maskable_per_row, mlm_probability=mlm_probability)
         most_maskable = np.array([rows.row_tokens - SPECIALS_PER_SEGMENT])

@@ -151,8 +151,8 @@ def test_more_workers_than_the_cluster_holds(
 
 def test_a_cluster_that_does_not_answer(config_file: Path, start: Start, workspace: Path) -> None:
     env = environment(RAY_ADDRESS="127.0.0.1:1")
-    command = start("pretrain", config_file, "name=alone", env=env)
+    command = start("pretrain", config_file, "name=unreachable", env=env)
     assert command.wait() == 2, command.out + command.err
     (line,) = command.err.splitlines()
     assert line.startswith("error: no Ray cluster answers at 127.0.0.1:1")
-    assert not (workspace / "runs" / "alone").exists()
+    assert not (workspace / "runs" / "unreachable").exists()
