@@ -113,36 +113,30 @@ def select(
         NonFiniteWeights: on all ranks, if any live weight of any scope is not finite.
     """
     brackets = yield from _narrow(scopes, counts, live)
-    narrow = {s: _Search(b.keys(), b.wanted) for s, b in brackets.items()}
-    whole = {
-        s: _Search(_LiveBits(scope), counts[s])
-        for s, scope in enumerate(scopes)
-        if s not in brackets
-    }
-    yield from _radix(list(whole.values()), _VALUE_BITS, check_finite=True)
+    places = [brackets.get(s) or _Whole(scope, counts[s]) for s, scope in enumerate(scopes)]
+    searches = [_Search(place.keys(), place.wanted) for place in places]
+    whole = [search for s, search in enumerate(searches) if s not in brackets]
+    yield from _radix(whole, _VALUE_BITS, check_finite=True)
     widest = max((bracket.width for bracket in brackets.values()), default=1)
-    yield from _radix(list(narrow.values()), max(1, (widest - 1).bit_length()))
-    found = {**whole, **narrow}
-    lows = {s: bracket.low for s, bracket in brackets.items()}
-    cuts = [Cut(lows.get(s, 0) + found[s].prefix if k else -1) for s, k in enumerate(counts)]
+    yield from _radix([searches[s] for s in brackets], max(1, (widest - 1).bit_length()))
+    cuts = [
+        Cut(place.low + search.prefix if k else -1)
+        for place, search, k in zip(places, searches, counts, strict=True)
+    ]
 
     ties = {}
-    for s, scope in enumerate(scopes):
-        if counts[s] and found[s].wanted < found[s].size:
-            indices = (
-                brackets[s].find_equal(cuts[s].bits)
-                if s in brackets
-                else find_equal(scope, cuts[s].bits)
-            )
-            hashes = [p.hash_positions(at) for p, at in zip(scope, indices, strict=True)]
-            ties[s] = _Search(hashes, found[s].wanted)
+    for s, (place, search) in enumerate(zip(places, searches, strict=True)):
+        if counts[s] and search.wanted < search.size:
+            indices = place.find_equal(cuts[s].bits)
+            hashes = [p.hash_positions(at) for p, at in zip(scopes[s], indices, strict=True)]
+            ties[s] = _Search(hashes, search.wanted)
     yield from _radix(list(ties.values()), _TIE_BITS)
     for s, tie in ties.items():
         if tie.wanted != tie.size:
             raise RuntimeError("two weights of equal magnitude share a 64-bit position hash")
         hash_bits = tie.prefix - (1 << 64) if tie.prefix >= 1 << 63 else tie.prefix
         order = int(unsigned_order(torch.tensor(hash_bits)))
-        cuts[s] = Cut(cuts[s].bits, tie=order, ties=found[s].size)
+        cuts[s] = Cut(cuts[s].bits, tie=order, ties=searches[s].size)
     return cuts
 
 
@@ -192,6 +186,22 @@ def _radix(
 
 
 @dataclass(frozen=True)
+class _Whole:
+    """All live weights of a scope: a small one, or one whose bracket missed."""
+
+    scope: Sequence[Population]
+    wanted: int
+    low: int = 0
+
+    def keys(self) -> Iterable[torch.Tensor]:
+        return _LiveBits(self.scope)
+
+    def find_equal(self, magnitude_bits: int) -> list[torch.Tensor]:
+        """Indices, in each population, of the live weights with exactly these bits."""
+        return find_equal(self.scope, magnitude_bits)
+
+
+@dataclass(frozen=True)
 class _Bracket:
     """The `wanted`-th smallest magnitude of a scope lies in [low, low + width) of bits."""
 
@@ -200,11 +210,11 @@ class _Bracket:
     wanted: int  # counted from the bracket's low end
     inside: list[Inside]  # of each population
 
-    def keys(self) -> list[torch.Tensor]:
+    def keys(self) -> Iterable[torch.Tensor]:
         return [inside.keys for inside in self.inside]
 
     def find_equal(self, magnitude_bits: int) -> list[torch.Tensor]:
-        """Indices, in each population, of the live weights with exactly these bits."""
+        """The same, from what was collected."""
         return [i.indices[i.keys == magnitude_bits - self.low] for i in self.inside]
 
 
@@ -225,16 +235,7 @@ def _narrow(
     ]
     if not found:
         return {}
-    total = yield torch.tensor(
-        [
-            [
-                sum(i.below for i in ins),
-                sum(i.keys.numel() for i in ins),
-                sum(i.non_finite for i in ins),
-            ]
-            for *_, ins in found
-        ]
-    )
+    total = yield torch.tensor([_counts(ins) for *_, ins in found])
     if int(total[:, 2].sum()):
         raise NonFiniteWeights("a prunable weight is infinite or NaN")
     return {
@@ -242,6 +243,15 @@ def _narrow(
         for (s, low, high, ins), (below, inside, _) in zip(found, total.tolist(), strict=True)
         if below < counts[s] <= below + inside
     }
+
+
+def _counts(inside: Sequence[Inside]) -> list[int]:
+    """Live weights of this rank: below the bracket, in it, and not finite."""
+    return [
+        sum(i.below for i in inside),
+        sum(i.keys.numel() for i in inside),
+        sum(i.non_finite for i in inside),
+    ]
 
 
 def _bracket(
