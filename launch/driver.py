@@ -25,7 +25,14 @@ from launch.lease import refuse_if_held
 from launch.process_group import build_torch_config
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.ray_cluster import check_resources, ray_cluster
-from launch.ray_events import BackOff, Failure, FailureTail, build_callback, last_line
+from launch.ray_events import (
+    BackOff,
+    Failure,
+    FailureTail,
+    build_callback,
+    last_line,
+    record_failure,
+)
 from launch.run_events import EventTail, append_event
 from launch.run_folder import RunFolder, last_step, run_folder_of
 from launch.run_setup import AnyRunConfig, RunPlan, hold_run
@@ -186,17 +193,17 @@ def _fit(
             ):
                 trainer.fit()
         except TrainingFailedError as error:
-            is_start = isinstance(error, ControllerError)
-            causes = failures.poll()
-            left -= max(1, len(causes) + is_start)
-            if any(cause.bad_input or cause.final for cause in causes):
-                raise
             if is_finished(folder, plan, _newest_step(folder)):
                 return  # the group's end failed, not its work
+            is_start = isinstance(error, ControllerError)
+            if is_start:
+                record_failure(attempt, Failure(None, last_line(error), died=True))
+            causes = failures.poll()
+            left -= max(1, len(causes))
+            if any(cause.bad_input or cause.final for cause in causes):
+                raise
             if left < 0 or not (is_start or launch.is_elastic):
                 raise
-            if is_start:
-                say(f"the workers could not start ({last_line(error)}); {left} restart(s) left")
             if over.wait(back_off.next_seconds(last_step(folder.metrics_file))):
                 raise
             continue
@@ -211,8 +218,6 @@ def _follow(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool
     Raises:
         BadInput: a worker met it; there is no restart.
     """
-    from ray.train import ControllerError
-
     folder, launch, total = run_folder_of(config), config.launch, plan.total_steps
     outcome: dict[str, BaseException] = {}
     finished, over = threading.Event(), threading.Event()
@@ -246,9 +251,7 @@ def _follow(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool
         print(f"error: {failures.diagnosis} (logs: {folder.logs}, {attempt})", file=sys.stderr)
         return 1
     if "error" in outcome:
-        error = outcome["error"]
-        told = None if isinstance(error, ControllerError) else failures.last
-        reason = told or last_line(error)
+        reason = failures.last or last_line(outcome["error"])
         print(f"error: training failed, {reason} (logs: {folder.logs}, {attempt})", file=sys.stderr)
         return 1
     newest = _newest_step(folder)

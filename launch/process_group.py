@@ -12,7 +12,7 @@ def build_torch_config() -> Any:
     """
     from ray.train.torch import TorchConfig
 
-    class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+    class Backend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray has no types
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
             try:
                 super().on_start(worker_group, backend_config)
@@ -20,7 +20,7 @@ def build_torch_config() -> Any:
                 worker_group.abort()
                 raise
 
-    class Config(TorchConfig):  # type: ignore[misc]
+    class Config(TorchConfig):  # type: ignore[misc]  # Ray has no types
         @property
         def backend_cls(self) -> type:
             return Backend

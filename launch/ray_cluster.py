@@ -11,7 +11,7 @@ import shutil
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +168,10 @@ def check_resources(launch: LaunchConfig) -> bool:
         )
     free = ray.available_resources()
     kind, needed = ("GPU", 1.0) if use_gpu else ("CPU", launch.cpus_per_worker)
-    workers = min(fit, launch.most_workers)
-    if free.get(kind, 0) < workers * needed:
+    least = launch.fewest_workers * needed
+    if free.get(kind, 0) < least:
         print(
-            f"waiting for {workers * needed:g} {kind}s: others use the cluster, and "
+            f"waiting for {least:g} {kind}s: others use the cluster, and "
             f"{free.get(kind, 0):g} are free",
             flush=True,
         )
@@ -184,9 +184,8 @@ def count_free_places(launch: LaunchConfig, *, use_gpu: bool) -> int:
     A lost node counts as living for half a minute, and a group that waits for it waits longer.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # Ray tells this of the whole cluster only, and a worker cannot be split over two nodes.
+    # In public Ray tells this of the whole cluster only; a worker cannot be split over two nodes.
     free = ray._private.state.available_resources_per_node()
     roomy = {
         node: resources
@@ -197,13 +196,7 @@ def count_free_places(launch: LaunchConfig, *, use_gpu: bool) -> int:
     def answer() -> None:
         return None
 
-    task = ray.remote(num_cpus=0, max_retries=0)(answer)
-    asked = {
-        task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-        ).remote(): resources
-        for node, resources in roomy.items()
-    }
+    asked = {task_on_node(answer, node).remote(): resources for node, resources in roomy.items()}
     if not asked:
         return 0
     answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
@@ -215,6 +208,16 @@ def count_free_places(launch: LaunchConfig, *, use_gpu: bool) -> int:
             continue  # it was lost meanwhile
         there.append(asked[reference])
     return count_places(launch, there, use_gpu=use_gpu)
+
+
+def task_on_node(function: Callable[..., Any], node_id: str) -> Any:
+    """`function` as a task of that node, beside what runs there; it is not tried again."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return ray.remote(num_cpus=0, max_retries=0)(function).options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
+    )
 
 
 def _living_nodes() -> list[dict[str, float]]:

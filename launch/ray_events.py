@@ -21,13 +21,15 @@ _MOST_SECONDS = 60.0
 class Failure:
     """One failure of the worker group, told by the worker that says most about its cause."""
 
-    rank: int
+    rank: int | None  # None: the group did not start
     reason: str  # one line
     bad_input: bool = False  # the user can mend it, and a restart cannot
     final: bool = False  # a restart cannot mend it, and neither can the user's input
     died: bool = False  # the process ended without a word
 
     def __str__(self) -> str:
+        if self.rank is None:
+            return f"the workers could not start: {self.reason}"
         return f"worker {self.rank}: {self.reason}"
 
 
@@ -59,8 +61,15 @@ def last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def record_failure(folder: Path, failure: Failure) -> None:
+    """Add a line for `FailureTail`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / FILE_NAME, "a") as out:
+        out.write(json.dumps(vars(failure)) + "\n")
+
+
 class FailureTail:
-    """Reads what is new in the file that `build_callback`'s object writes."""
+    """Reads what `record_failure` has added."""
 
     def __init__(self, folder: Path) -> None:
         """Nothing needs to be there yet."""
@@ -102,16 +111,13 @@ def build_callback(folder: Path, metrics_file: Path) -> Any:
     """
     from ray.train import UserCallback
 
-    file = folder / FILE_NAME
     back_off = BackOff()
 
-    class RecordFailures(UserCallback):  # type: ignore[misc]
+    class RecordFailures(UserCallback):  # type: ignore[misc]  # Ray has no types
         def after_exception(
             self, run_context: Any, worker_exceptions: Mapping[int, Exception]
         ) -> None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with open(file, "a") as out:
-                out.write(json.dumps(vars(find_cause(worker_exceptions))) + "\n")
+            record_failure(folder, find_cause(worker_exceptions))
             # The controller waits for this call before it starts the next group.
             time.sleep(back_off.next_seconds(last_step(metrics_file)))
 

@@ -9,7 +9,7 @@ from typing import Any
 from bert.tasks.sources import HUB_PREFIX
 from distributed.errors import BadInput
 from launch.finetune_configuration import FinetuneConfig
-from launch.ray_cluster import count_places, first_line
+from launch.ray_cluster import count_places, first_line, task_on_node
 from launch.run_setup import AnyRunConfig
 
 # Storage may show a new file on other nodes with a delay.
@@ -82,7 +82,6 @@ def _ask(
 ) -> list[dict[str, Any]]:
     """What each node sees. It writes a file beside the probe, if it can."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # A function within this one travels whole: the node need not have this project to answer.
     def look(
@@ -113,11 +112,10 @@ def _ask(
             "has_project": importlib.util.find_spec("launch") is not None,
         }
 
-    task = ray.remote(num_cpus=0, max_retries=0)(look)
     asked = [
-        task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(str(probe), f"{probe}-{number}", inputs, _DELAY_SECONDS)
+        task_on_node(look, node["NodeID"]).remote(
+            str(probe), f"{probe}-{number}", inputs, _DELAY_SECONDS
+        )
         for number, node in enumerate(nodes)
     ]
     try:
