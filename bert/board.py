@@ -80,8 +80,8 @@ class Board:
         ]
         results = dict.fromkeys([*_RESULTS, *validation], 0.0)
         # Into the run's own file: add_hparams would begin another run, and another curve.
-        for summary in hparams(flatten(config), results)[:2]:  # type: ignore[no-untyped-call]
-            self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
+        for summary in hparams(flatten(config), results)[:2]:  # type: ignore[no-untyped-call]  # torch's
+            self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # None once closed
 
     def write(self, record: Mapping[str, Any], step: int) -> None:
         """Write one record of metrics.jsonl, through to the disk."""

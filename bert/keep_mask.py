@@ -81,7 +81,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{path} is missing or damaged ({error}): copy it again") from None
 

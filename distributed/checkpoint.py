@@ -100,12 +100,13 @@ class Checkpoint:
         Raises:
             BadCheckpoint: something else than a mapping is there.
         """
-        inside: Any = self.state
+        inside: dict[str, Any] = self.state
         for key in keys:
-            inside = inside.get(key) or {}
-            if not isinstance(inside, dict):
+            found = inside.get(key) or {}
+            if not isinstance(found, dict):
                 raise self.damaged_at(*keys)
-        return inside  # type: ignore[no-any-return]
+            inside = found
+        return inside
 
     def damaged_at(self, *keys: str) -> BadCheckpoint:
         """The error to raise for a part of `state` that cannot be what its writer meant."""
@@ -149,7 +150,7 @@ class Checkpoint:
             if verify and sha256_of(file) != entry.sha256:
                 raise BadCheckpoint(f"{file} is damaged: its SHA-256 is not the manifest's")
             with safe_open(file, framework="pt") as opened:
-                slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
+                slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
                 layouts = {key: (s.get_dtype(), s.get_shape()) for key, s in slices.items()}
         except (OSError, SafetensorError) as error:
             raise BadCheckpoint(f"{file} is not readable: {error}") from error

@@ -181,15 +181,19 @@ class Partition:
 
     def _low_precision_groups(self) -> list[list[torch.nn.Parameter]]:
         optimizer = self._engine.optimizer
-        if self._wrapper == "BF16_Optimizer":
-            return optimizer.bf16_groups  # type: ignore[no-any-return]
-        return optimizer.bit16_groups  # type: ignore[no-any-return]
+        groups: list[list[torch.nn.Parameter]] = (
+            optimizer.bf16_groups if self._wrapper == "BF16_Optimizer" else optimizer.bit16_groups
+        )
+        return groups
 
     def _low_precision_flat(self, slot: int) -> torch.Tensor:
         optimizer = self._engine.optimizer
-        if self._wrapper == "BF16_Optimizer":
-            return optimizer.bf16_groups_flat[slot]  # type: ignore[no-any-return]
-        return optimizer.bit16_groups_flat[slot]  # type: ignore[no-any-return]
+        flat: list[torch.Tensor] = (
+            optimizer.bf16_groups_flat
+            if self._wrapper == "BF16_Optimizer"
+            else optimizer.bit16_groups_flat
+        )
+        return flat[slot]
 
     def master(self, fragment: Fragment) -> torch.Tensor:
         """The fragment's fp32 weights."""
@@ -202,8 +206,10 @@ class Partition:
             parameter: Any = self._parameters[fragment.name]
             if parameter.ds_persist and parameter.data.numel() == parameter.ds_numel:
                 # Small parameters stay whole beside their partition, and the forward reads that.
-                return parameter.data.view(-1).narrow(0, fragment.start, fragment.length)  # type: ignore[no-any-return]
-            return parameter.ds_tensor.view(-1)[: fragment.length]  # type: ignore[no-any-return]
+                whole: torch.Tensor = parameter.data
+                return whole.view(-1).narrow(0, fragment.start, fragment.length)
+            part: torch.Tensor = parameter.ds_tensor
+            return part.view(-1)[: fragment.length]
         if self.is_replicated:
             return self._parameters[fragment.name].detach().view(-1)
         flat = self._low_precision_flat(fragment.slot)

@@ -43,7 +43,7 @@ def ensure_process_group(topology: Topology, init_method: str | None = None) -> 
     backend = "nccl" if topology.device.type == "cuda" else "gloo"
     if topology.world_size == 1 and init_method is None and "MASTER_ADDR" not in os.environ:
         # One process on its own needs no address and no port.
-        store = dist.HashStore()  # type: ignore[attr-defined]
+        store = dist.HashStore()  # type: ignore[attr-defined]  # torch's stubs lack it
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
         return
     dist.init_process_group(
