@@ -46,6 +46,11 @@ class CheckpointConfig(Config):
     max_failed_writes: int = Field(
         3, ge=1, description="in a row; fewer cost their checkpoint and training goes on"
     )
+    mirror: str | None = Field(
+        None,
+        description="URI of a folder in other storage, as in s3://BUCKET/PATH: each checkpoint is "
+        "copied there, and a run whose folder has none goes on from there",
+    )
 
 
 def step_folder(folder: Path, step: int) -> Path:

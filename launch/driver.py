@@ -22,6 +22,7 @@ from launch.crash_loops import CrashLoops
 from launch.elastic import ask_when_more_fit, await_workers
 from launch.jobs import begin_job, check_job, is_finished, pack_job, run_job, unpack_job
 from launch.lease import refuse_if_held
+from launch.mirroring import fetch_missing, kept_up
 from launch.process_group import build_torch_config
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.ray_cluster import check_resources, ray_cluster
@@ -60,6 +61,7 @@ def run(config: AnyRunConfig, *, local: bool = False) -> int:
         return run_locally(config)
     folder = run_folder_of(config)
     refuse_if_held(folder.path)
+    fetch_missing(config, say=print)
     plan = check_job(config)
     if plan.is_complete:
         return report_end(folder, plan.finished_steps, plan.total_steps, ended_early=True)
@@ -68,7 +70,7 @@ def run(config: AnyRunConfig, *, local: bool = False) -> int:
     with ray_cluster(config.launch, log_folder=logs):
         use_gpu = check_resources(config.launch)
         check_shared_storage(config, use_gpu=use_gpu)
-        with hold_run(folder):
+        with hold_run(folder), kept_up(config):
             begin_job(config, plan)
             logs.mkdir(parents=True)
             return _follow(config, plan, attempt, use_gpu=use_gpu)

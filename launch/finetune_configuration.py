@@ -58,6 +58,8 @@ class FinetuneConfig(Config):
             raise ValueError("seeds names a seed twice")
         if not all(0 <= seed < 1 << 63 for seed in self.seeds):
             raise ValueError("seeds must be at least 0 and below 2^63")
+        if self.checkpoint.mirror is not None:
+            raise ValueError("checkpoint.mirror is for pretraining: remove it")
         if self.train.global_batch_rows < self.launch.most_workers:
             raise ValueError(
                 f"train.global_batch_rows ({self.train.global_batch_rows}) is below "

@@ -24,6 +24,7 @@ from distributed.topology import (
 from launch.configuration import LaunchConfig
 from launch.jobs import begin_job, check_job, is_finished, pack_job, run_job, unpack_job
 from launch.lease import refuse_if_held
+from launch.mirroring import fetch_missing, kept_up
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.run_folder import run_folder_of
 from launch.run_setup import AnyRunConfig, RunPlan, hold_run
@@ -103,9 +104,11 @@ def _set_up(config: AnyRunConfig, world_size: int, held: ExitStack) -> RunPlan:
         )
     folder = run_folder_of(config)
     refuse_if_held(folder.path)
+    fetch_missing(config, say=print)
     plan = check_job(config)
     if not plan.is_complete:
         held.enter_context(hold_run(folder))
+        held.enter_context(kept_up(config))
         begin_job(config, plan)
     return plan
 

@@ -117,6 +117,14 @@ def reference(workspace: Path, config_file: Path, start: Start) -> tuple[Command
 
 
 @pytest.fixture(scope="session")
+def alone(workspace: Path, config_file: Path, start: Start) -> Path:
+    """The folder of a run of one process without Ray that nothing disturbed."""
+    command = start("pretrain", config_file, "name=alone", "--local")
+    assert command.wait() == 0, command.out + command.err
+    return workspace / "runs" / "alone"
+
+
+@pytest.fixture(scope="session")
 def cluster(start: Start) -> Iterator[dict[str, str]]:
     """A Ray cluster of two CPUs with a token of its own: the environment that reaches it."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # its sockets need a short path
