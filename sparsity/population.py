@@ -124,7 +124,8 @@ class Population:
 
     def sample(self, stride: int) -> torch.Tensor:
         """Bits of the live magnitudes among every `stride`-th weight, int32 [m]."""
-        bits = self.weights[::stride].contiguous().view(torch.int32) & MAGNITUDE
+        sample = self.weights[::stride].clone(memory_format=torch.contiguous_format)
+        bits = sample.view(torch.int32).bitwise_and_(MAGNITUDE)
         return bits if self.keep is None else bits[self.keep[::stride] != 0]
 
     def hash_positions(self, indices: torch.Tensor) -> torch.Tensor:

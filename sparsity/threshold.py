@@ -30,6 +30,7 @@ from sparsity.population import (
     NON_FINITE,
     Inside,
     Population,
+    chunk_size,
     compare,
     find_equal,
     find_inside,
@@ -226,7 +227,7 @@ def _narrow(
     if not large:
         return {}
     # Odd: a stride that divides the rows' length would see a few columns only.
-    samples = [[p.sample(live[s] // SAMPLE_SIZE | 1) for p in scopes[s]] for s in large]
+    samples = [list(_sample(scopes[s], live[s] // SAMPLE_SIZE | 1)) for s in large]
     ends = yield from _bracket(samples, [counts[s] / live[s] for s in large])
     found = [
         (s, low, high, find_inside(scopes[s], low, high))
@@ -243,6 +244,12 @@ def _narrow(
         for (s, low, high, ins), (below, inside, _) in zip(found, total.tolist(), strict=True)
         if below < counts[s] <= below + inside
     }
+
+
+def _sample(scope: Sequence[Population], stride: int) -> Iterator[torch.Tensor]:
+    """Every `stride`-th weight's bits, in pieces: what is computed of one adds little memory."""
+    for population in scope:
+        yield from torch.split(population.sample(stride), chunk_size(population.weights.device))
 
 
 def _counts(inside: Sequence[Inside]) -> list[int]:
