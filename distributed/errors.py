@@ -12,3 +12,9 @@ class Unrecoverable(RuntimeError):
 
     Its message is one sentence that says what happened and where.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of a library says, in a line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -18,7 +18,7 @@ from pyarrow import ArrowException, fs
 
 from distributed.checkpoint import Checkpoint, list_steps, step_folder
 from distributed.checkpoint_manifest import MANIFEST, STEP_NAME, BadCheckpoint, read_manifest
-from distributed.errors import BadInput
+from distributed.errors import BadInput, first_line
 from distributed.files import remove_folder, sync_folder
 
 CHECKPOINTS = "checkpoints"
@@ -164,8 +164,3 @@ class Mirror:
         with self._storage.open_input_stream(source) as opened, open(target, "wb") as out:
             while piece := opened.read(_PIECE):
                 out.write(piece)
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says first; pyarrow's are long."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from distributed.checkpoint import list_steps
-from distributed.errors import BadInput
-from distributed.mirror import Mirror, first_line
+from distributed.errors import BadInput, first_line
+from distributed.mirror import Mirror
 from launch.run_events import append_event
 from launch.run_folder import RunFolder, run_folder_of
 from launch.run_setup import AnyRunConfig, hold_run

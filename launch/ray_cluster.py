@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distributed.errors import BadInput
+from distributed.errors import BadInput, first_line
 from launch.configuration import LaunchConfig
 
 # Starting workers includes importing torch and DeepSpeed, slow on a cold file system.
@@ -231,12 +231,6 @@ def describe_workers(launch: LaunchConfig) -> str:
     if launch.is_elastic:
         return f"[{launch.fewest_workers},{launch.most_workers}]"
     return str(launch.most_workers)
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, in a line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def describe_nodes(nodes: list[dict[str, float]]) -> str:

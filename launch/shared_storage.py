@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bert.tasks.sources import HUB_PREFIX
-from distributed.errors import BadInput
+from distributed.errors import BadInput, first_line
 from launch.finetune_configuration import FinetuneConfig
-from launch.ray_cluster import count_places, first_line, task_on_node
+from launch.ray_cluster import count_places, task_on_node
 from launch.run_setup import AnyRunConfig
 
 # Storage may show a new file on other nodes with a delay.

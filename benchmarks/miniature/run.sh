@@ -35,8 +35,8 @@ both() { # a dense model and its sparse twin side by side, a core each
 }
 general_dense() { pretrain general name=general-dense; }
 general_sparse() {
-    pretrain general name=general-sparse90 sparsity.final_sparsity=0.9 sparsity.prune_start_step=300 \
-        sparsity.prune_end_step=3200 sparsity.prune_interval_steps=20
+    pretrain general name=general-sparse90 sparsity.final_sparsity=0.9 sparsity.prune_start_step=200 \
+        sparsity.prune_end_step=2400 sparsity.prune_interval_steps=20
 }
 bio_dense() { pretrain pubmed name=bio-dense; }
 bio_sparse() {

@@ -1,4 +1,4 @@
-"""A real Ray cluster on virtual nodes: a head without CPUs, and a worker node of one CPU each."""
+"""A real Ray cluster on virtual nodes: a head without CPUs, worker nodes of 1, 2, 3... CPUs."""
 
 import secrets
 import shutil
@@ -78,16 +78,19 @@ def ray_nodes(nodes: VirtualNodes) -> Iterator[RayNodes]:
         as_head += [f"--dashboard-host={head.address}", f"--dashboard-port={_DASHBOARD_PORT}"]
         start(head, *as_head)
         await_start(head, *as_head)
-        as_worker = [f"--address={head.address}:{_PORT}", "--num-cpus=1"]
+        as_worker = {
+            node.name: [f"--address={head.address}:{_PORT}", f"--num-cpus={cpus}"]
+            for cpus, node in enumerate(others, start=1)
+        }
         for node in others:
-            start(node, *as_worker)
+            start(node, *as_worker[node.name])
         for node in others:
-            await_start(node, *as_worker)
+            await_start(node, *as_worker[node.name])
         url = f"http://{head.address}:{_DASHBOARD_PORT}"
 
         def start_again(node: VirtualNode) -> None:
             (folder / f"{node.name}.log").write_text("")
-            start(node, *as_worker)
+            start(node, *as_worker[node.name])
 
         yield RayNodes(env, f"{head.address}:{_PORT}", url, folder / head.name, start_again)
     finally:

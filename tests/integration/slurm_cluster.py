@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.integration.commands import ROOT, environment
-from tests.integration.virtual_nodes import VirtualNodes, wait_until
+from tests.integration.virtual_nodes import VirtualNode, VirtualNodes, wait_until
 
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol")
 _CONFIG = """
@@ -43,7 +43,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 KillWait=10
 MinJobAge=3600
-SlurmdTimeout=30
+SlurmdTimeout=15
 JobRequeue=1
 PropagateResourceLimits=NONE
 """
@@ -85,6 +85,10 @@ class Slurm:
         fields = (word.partition("=") for word in described.split())
         return {name: value for name, _, value in fields}
 
+    def start_node(self, node: VirtualNode) -> None:
+        """SLURM's daemon on that node."""
+        node.run("slurmd", "-N", node.name, env=self.env, check=True)
+
     def log(self) -> str:
         return "".join(file.read_text()[-3000:] for file in sorted(self.folder.glob("*.log")))
 
@@ -101,7 +105,7 @@ def slurm_cluster(nodes: VirtualNodes, *, cpus: int = 2) -> Iterator[Slurm]:
         _start_munge(folder)
         subprocess.run(["slurmctld"], env=slurm.env, check=True, timeout=30)
         for node in nodes.nodes:
-            node.run("slurmd", "-N", node.name, env=slurm.env, check=True)
+            slurm.start_node(node)
         idle = ["sinfo", "--noheader", "--Node", "--states=idle", "--format=%N"]
         wait_until(
             lambda: len(slurm.run(*idle).split()) == len(nodes.nodes),

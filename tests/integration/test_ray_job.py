@@ -14,7 +14,7 @@ from tests.integration.commands import ROOT, Command, checkpoints, last_step, me
 from tests.integration.conftest import STEPS, Start
 from tests.integration.ray_nodes import RayNodes, ray_nodes
 from tests.integration.test_faults import assert_equal_runs
-from tests.integration.virtual_nodes import VirtualNodes
+from tests.integration.virtual_nodes import VirtualNodes, wait_until
 
 MISSING = virtual_nodes.why_not()
 pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
@@ -35,16 +35,18 @@ def ray(nodes: VirtualNodes) -> Iterator[RayNodes]:
 
 def test_stopped_by_an_interrupt_and_continued_by_ray_job_submit(
     ray: RayNodes,
+    nodes: VirtualNodes,
     reference: tuple[Command, Path],
     config_file: Path,
     workspace: Path,
     start: Start,
 ) -> None:
     run = workspace / "runs" / "job"
-    options = ["name=job", "launch.cpus_per_worker=1"]
+    options = ["name=job", "launch.cpus_per_worker=1", "launch.placement=spread"]
     env = {**ray.env, "PYTHONPATH": str(ROOT)}
     command = start("submit", "--ray", ray.dashboard, config_file, *options, env=env)
     command.await_step(run, 3)
+    assert all(node.runs("RayTrainWorker") for node in nodes.nodes[1:])
     command.process.send_signal(signal.SIGINT)
     assert command.wait() == 75, command.out + command.err
     assert command.err == ""
@@ -103,8 +105,9 @@ def test_refused(
     own = workspace / case.replace(" ", "-")
     if case == "too many workers":
         change = "launch.num_workers=5"
-        told = "launch.num_workers is 5, each with 1 CPU, but the cluster holds 2, 3 too few (it "
-        told += "has 3 node(s): 2 with 1 CPUs and 0 GPUs, 1 with 0 CPUs and 0 GPUs): lower "
+        told = "launch.num_workers is 5, each with 1 CPU, but the cluster holds 3, 2 too few (it "
+        told += "has 3 node(s): 1 with 0 CPUs and 0 GPUs, 1 with 1 CPUs and 0 GPUs, "
+        told += "1 with 2 CPUs and 0 GPUs): lower "
     elif case == "no shared storage":
         own.mkdir()
         last.run("mount", "-t", "tmpfs", "none", own, check=True)
@@ -146,7 +149,7 @@ def test_detached_followed_and_stopped_by_ray_itself(
     lines = [line.partition(":")[2].split() for line in command.out.splitlines()]
     follow, stop = lines[1], lines[2]
     assert follow[:3] == ["ray", "job", "logs"] and stop[:3] == ["ray", "job", "stop"]
-    virtual_nodes.wait_until(lambda: last_step(run) >= 2, "step 2", seconds=300)
+    wait_until(lambda: last_step(run) >= 2, "step 2", seconds=300)
     ray_command = [sys.executable, "-m", "ray.scripts.scripts"]
     subprocess.run([*ray_command, *stop[1:]], env=ray.env, check=True, timeout=300)
     told = subprocess.run(
@@ -159,26 +162,46 @@ def test_detached_followed_and_stopped_by_ray_itself(
 def test_fewer_workers_after_a_lost_node_and_more_when_it_is_back(
     ray: RayNodes, nodes: VirtualNodes, config_file: Path, workspace: Path, start: Start
 ) -> None:
-    run, steps = workspace / "runs" / "elastic", 140
-    options = ["name=elastic", "launch.num_workers=[1,2]", f"train.total_steps={steps}"]
+    """A node dies and comes back; then it is cut off for a while, with a worker that lives on."""
+    run, steps = workspace / "runs" / "elastic", 240
+    options = ["name=elastic", "launch.num_workers=[1,3]", f"train.total_steps={steps}"]
     options += ["launch.cpus_per_worker=1", "evaluation.sets={}"]
     env = {**ray.env, "PYTHONPATH": str(ROOT)}
-    command = start("submit", "--ray", ray.dashboard, config_file, *options, env=env, seconds=600)
+    command = start("submit", "--ray", ray.dashboard, config_file, *options, env=env, seconds=900)
+
+    def starts() -> list[int]:
+        """How many workers each group had."""
+        return [int(n) for n in re.findall(r"(\d) worker\(s\) of at most 3", command.out)]
+
     command.await_step(run, 13)
+    assert starts() == [3]
     nodes[2].kill_everything()
-    command.await_that(lambda: "\n1 worker(s) of at most 2" in command.out, "one worker")
+    command.await_that(lambda: len(starts()) == 2, "fewer workers")
     command.await_step(run, last_step(run) + 3)
     ray.start_again(nodes[2])
+    command.await_that(lambda: len(starts()) == 3, "all workers again")
+    command.await_step(run, last_step(run) + 12)
+
+    cut_at = last_step(run)
+    nodes[2].unplug()
+    assert nodes[2].runs("RayTrainWorker")
+    command.await_that(lambda: len(starts()) == 4, "fewer workers")
+    command.await_step(run, last_step(run) + 12)  # and a checkpoint
+    assert nodes[2].runs("RayTrainWorker")  # it knows of nothing yet
+    written = {step: manifest for step, manifest in checkpoints(run).items() if step > cut_at}
+    nodes[2].plug_in()
+    wait_until(lambda: not nodes[2].runs("raylet"), "Ray ends where it was cut off", seconds=120)
+    for step, manifest in checkpoints(run).items():
+        assert written.get(step, manifest) == manifest
+    ray.start_again(nodes[2])
     assert command.wait() == 0, command.out + command.err
-    told = [line for line in command.out.splitlines() if "worker(s) of" in line or "saved" in line]
-    assert told == [
-        "2 worker(s) of at most 2",
-        "1 worker(s) of at most 2",
-        "saved and starting again: there is room for more workers",
-        "2 worker(s) of at most 2",
-    ]
-    assert re.search(r"restarting from step \d+0 \(2 restart\(s\) left\)", command.out)
+
+    assert starts() == [3, 1, 3, 1, 3], command.out
+    assert len(re.findall(r"restarting from step \d+ \(\d restart\(s\) left\)", command.out)) == 2
+    assert command.out.count("saved and starting again: there is room for more workers") == 2
     records = metrics(run)
     assert [record["step"] for record in records] == list(range(1, steps + 1))
-    assert {m["world_size"] for m in checkpoints(run).values()} == {2}
+    assert {m["world_size"] for m in checkpoints(run).values()} == {3}
     assert records[-1]["sparsity/actual"] == pytest.approx(0.8, abs=1e-4)
+    inspected = start("inspect", run)
+    assert inspected.wait() == 0, inspected.out + inspected.err

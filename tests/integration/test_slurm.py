@@ -67,7 +67,7 @@ def assert_nothing_is_left(slurm: Slurm, nodes: VirtualNodes) -> None:
     assert not list(slurm.folder.glob("sparsebert-*"))
 
 
-def test_signalled_requeued_and_equal_to_a_run_that_was_not(
+def test_signalled_then_a_node_lost_and_equal_to_a_run_that_was_not(
     slurm: Slurm,
     nodes: VirtualNodes,
     reference: tuple[Command, Path],
@@ -85,22 +85,59 @@ def test_signalled_requeued_and_equal_to_a_run_that_was_not(
     stopped_at = last_step(run)
     assert 3 <= stopped_at < STEPS
     assert max(checkpoints(run)) == stopped_at
+
+    # The second start loses a node: its cable first, so that the others are not told.
+    await_step(slurm, job, log, run, 13)
+    nodes[1].unplug()
+    nodes[1].kill_everything()
+    wait_until(lambda: slurm.job(job)["Restarts"] == "2", "requeue by SLURM", state=log.read_text)
+    assert last_step(run) < STEPS
+    nodes[1].plug_in()
+    slurm.start_node(nodes[1])
     assert await_end(slurm, job, log) == "0:0", log.read_text()
-    assert slurm.job(job)["Restarts"] == "1"
+    assert slurm.job(job)["Restarts"] == "2"
     text = log.read_text()
     assert f"job {job}, start 1, on n1, n2" in text
     assert "SIGUSR1: stopping at the next step's end" in text
     assert f"is stopped and saved at step {stopped_at} of {STEPS}" in text
     assert f"job {job}, start 2, on n1, n2" in text
+    assert f"job {job}, start 3, on n1, n2" in text
     assert f"{run} is complete: {STEPS} steps" in text
     assert_equal_runs(run, reference[1])
     assert metrics(run)[-1]["sparsity/digest"] == metrics(reference[1])[-1]["sparsity/digest"]
     # A worker on each node: Ray's own logs tell where they were.
-    for start in (1, 2):
+    for start in (1, 3):
         logs = run / "slurm" / f"job-{job}-start-{start}"
         assert {folder.name for folder in logs.iterdir()} == {"n1", "n2"}
         text = "".join(file.read_text() for file in logs.rglob("ray-start.log"))
         assert all(f"Local node IP: {node.address}" in text for node in nodes.nodes)
+    assert_nothing_is_left(slurm, nodes)
+
+
+def test_a_job_array_of_two_seeds_on_one_node(
+    slurm: Slurm, nodes: VirtualNodes, config_file: Path, workspace: Path
+) -> None:
+    """Side by side they train; one is cancelled, which the other does not notice."""
+    changes = ["seed=%a", "name=seed-%a", "launch.num_workers=1", "train.total_steps=100000"]
+    changes += ["train.precision=fp32", "launch.cpus_per_worker=1"]
+    place = ["--array=1-2", "--nodes=1", "--nodelist=n1", "--cpus-per-task=1"]
+    array = submit(slurm, workspace / "seed-%a.out", *place, SCRIPT, config_file, *changes)
+    first, second = (f"{array}_{index}" for index in (1, 2))
+    logs = [workspace / f"seed-{index}.out" for index in (1, 2)]
+    runs = [workspace / "runs" / f"seed-{index}" for index in (1, 2)]
+    await_step(slurm, first, logs[0], runs[0], 1)
+    await_step(slurm, second, logs[1], runs[1], 1)
+    slurm.run("scancel", first)
+    await_end(slurm, first, logs[0])
+    assert slurm.job(first)["JobState"] == "CANCELLED"
+    assert "queued again" not in logs[0].read_text()
+
+    await_step(slurm, second, logs[1], runs[1], last_step(runs[1]) + 3)
+    (runs[1] / "stop").touch()
+    assert await_end(slurm, second, logs[1]) == "75:0", logs[1].read_text()
+    assert max(checkpoints(runs[1])) == last_step(runs[1])
+    losses = [metrics(run)[0]["train/mlm_loss"] for run in runs]
+    assert losses[0] != losses[1]  # two seeds
     assert_nothing_is_left(slurm, nodes)
 
 

@@ -55,6 +55,7 @@ class VirtualNode:
     name: str
     address: str
     pid: int  # of its first process
+    cable: str  # its end on this machine
 
     def inside(self, program: Sequence[str | Path]) -> list[str]:
         """The command that runs `program` on this node."""
@@ -72,10 +73,21 @@ class VirtualNode:
         lines = [line.split(maxsplit=1) for line in listed]
         return [args for pid, args in lines if pid != "1" and args.split()[0] not in _OWN]
 
+    def runs(self, word: str) -> bool:
+        """Whether a process of this node has `word` in its command line."""
+        return any(word in process for process in self.processes())
+
     def kill_everything(self) -> None:
         """All but its first process: the node stays and can be used again."""
         # Its sleep is started again; the shell that says this is spared, as kill(2) has it.
         self.run("sh", "-c", "kill -9 -1")
+
+    def unplug(self) -> None:
+        """From here on nothing reaches it and it reaches nobody; nobody is told."""
+        _ip("link", "set", self.cable, "down")
+
+    def plug_in(self) -> None:
+        _ip("link", "set", self.cable, "up")
 
     def cut_power(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -108,9 +120,8 @@ def virtual_nodes(count: int, folder: Path) -> Iterator[VirtualNodes]:
             name, address = f"n{number}", f"{net}.{10 + number}"
             hosts = folder / f"hosts-{name}"
             hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")
-            pid = _start(name, hosts)
-            made.nodes.append(VirtualNode(name, address, pid))
-            cable = f"sbv{tag}{number}"
+            pid, cable = _start(name, hosts), f"sbv{tag}{number}"
+            made.nodes.append(VirtualNode(name, address, pid, cable))
             _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
             _ip("link", "set", cable, "master", bridge, "up")
             node = made.nodes[-1]
