@@ -26,7 +26,7 @@ prepare wikipedia "$data"/wikipedia/*.jsonl.gz
 prepare books "$data"/books/*.jsonl.gz
 prepare pubmed "$data"/pubmed/*
 
-pretrain() { $sparsebert pretrain "configs/miniature_$1.yaml" --local "${@:2}" >>"runs/$2.log"; }
+pretrain() { $sparsebert pretrain "configs/miniature_$1.yaml" --local "${@:2}" >>"runs/${2#name=}.log"; }
 both() { # a dense model and its sparse twin side by side, a core each
     mkdir -p runs
     "$1_dense" & local dense=$!

@@ -41,6 +41,7 @@ class Cluster:
     pattern: str = "unstructured"
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     wire: Wire = field(default_factory=Wire)
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         self.ranks = len(next(iter(self.bounds.values()))) - 1
@@ -51,9 +52,9 @@ class Cluster:
             for slot, (name, values) in enumerate(self.weights.items()):
                 start, stop = self.bounds[name][rank : rank + 2]
                 if start < stop:
-                    masters[name] = torch.from_numpy(values[start:stop].copy())
+                    masters[name] = torch.from_numpy(values[start:stop].copy()).to(self.device)
                     fragment = Fragment(name, start, stop - start, slot, 0, start, stop)
-                    masks[name] = FragmentMask(fragment, torch.device("cpu"))
+                    masks[name] = FragmentMask(fragment, torch.device(self.device))
             self.masters.append(masters)
             self.masks.append(masks)
 
@@ -100,7 +101,7 @@ class Cluster:
         return {
             name: np.concatenate(
                 [np.zeros(0, bool)]
-                + [(masks[name].keep != 0).numpy() for masks in self.masks if name in masks]
+                + [(masks[name].keep != 0).cpu().numpy() for masks in self.masks if name in masks]
             )
             for name in self.weights
         }
