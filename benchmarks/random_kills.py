@@ -9,9 +9,9 @@ runs' last checkpoints must have the same files (size, SHA-256: weights, moments
 logs the same figures by step, times aside. Needs the shards that `make demo` or `sparsebert
 prepare` writes; everything else is made in a temporary folder.
 
-Recovery is the time from a kill to the first step that is logged after it and was not before: it
+Recovery is the time from a kill to the first step that a new start logs and no earlier one had: it
 includes finding the loss, starting processes, importing, reading the checkpoint and repeating the
-steps since.
+steps since. (Workers whose driver was killed log on for a while; their steps do not count.)
 """
 
 import argparse
@@ -84,6 +84,14 @@ class Run:
             return []
         return [json.loads(line) for line in lines]
 
+    def claim(self) -> str:
+        """The word of the newest start; "" before the first."""
+        try:
+            word = json.loads((self.folder / "checkpoints" / "attempt.json").read_bytes())
+        except FileNotFoundError:
+            return ""
+        return str(word["attempt"])
+
     def last_step(self) -> int:
         return max((record["step"] for record in self.records()), default=0)
 
@@ -138,8 +146,9 @@ def disturb(run: Run, total_steps: int, kills: int, dice: random.Random, *, loca
         if high >= total_steps - 3:
             break
         kind, victims = choose_victims(run, dice, local=local)
-        began = time.monotonic()
+        before, began = run.claim(), time.monotonic()
         kill(victims)
+        high = max(high, await_new_start(run, before))
         await_step(run, high + 1)
         seconds = time.monotonic() - began
         events.append({"victim": kind, "at_step": high, "recovery_seconds": round(seconds, 2)})
@@ -147,6 +156,20 @@ def disturb(run: Run, total_steps: int, kills: int, dice: random.Random, *, loca
         print(f"{run.folder.name}: {len(events)}/{kills} {events[-1]}", flush=True)
     await_end(run)
     return events
+
+
+def await_new_start(run: Run, before: str) -> int:
+    """Until another start has taken over; the last step that was logged until then."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    high = 0
+    while run.claim() == before:
+        high = max(high, run.last_step())
+        if run.poll() not in (None, DONE):
+            run.start()
+        if run.poll() == DONE or time.monotonic() > deadline:
+            raise TimeoutError(f"no new start in {WAIT_SECONDS} s:\n{run.tail()}")
+        time.sleep(0.05)
+    return high
 
 
 def await_step(run: Run, step: int) -> None:

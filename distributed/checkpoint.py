@@ -12,9 +12,10 @@ pieced together from the fragments that overlap it.
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from safetensors import SafetensorError, safe_open
 
 from distributed.checkpoint_manifest import (
@@ -29,6 +30,7 @@ from distributed.files import sha256_of
 from distributed.partition import ReadRange
 
 MASTER, MASK = "master", "keep_mask"
+_STORAGES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")  # pyarrow's
 _KEY = re.compile(r"([^|]+)\|(.+)\|([0-9]{1,18})\|([0-9]{1,18})", re.DOTALL)
 
 
@@ -51,6 +53,25 @@ class CheckpointConfig(Config):
         description="URI of a folder in other storage, as in s3://BUCKET/PATH: each checkpoint is "
         "copied there, and a run whose folder has none goes on from there",
     )
+
+    @field_validator("mirror")
+    @classmethod
+    def _check_mirror(cls, uri: str | None) -> str | None:
+        if uri is None:
+            return None
+        parts = urlsplit(uri)
+        if parts.scheme not in _STORAGES or not (parts.netloc + parts.path).strip("/"):
+            raise ValueError(
+                "checkpoint.mirror must be a URI such as s3://BUCKET/PATH or file:///PATH, of "
+                + ", ".join(_STORAGES)
+            )
+        # A secret may hold a slash, and then what a URI's parts are is anybody's guess.
+        if "@" in parts.netloc + parts.path and (parts.scheme == "s3" or ":" in parts.netloc):
+            raise ValueError(
+                "checkpoint.mirror must hold no keys, which would be written into each checkpoint: "
+                "give them as the storage's own tools expect (such as AWS_ACCESS_KEY_ID)"
+            )
+        return uri
 
 
 def step_folder(folder: Path, step: int) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 from bert.tasks.configuration import TaskConfig
 from distributed.errors import BadInput
 from launch.finetune_results import read_results
+from launch.finetune_setup import check_unchanged
 from launch.progress import StatusLine, make_console
 from launch.run_folder import run_folder_of
 from launch.stopping import STOPPED_EXIT_CODE
@@ -96,7 +97,15 @@ def _complete(
     quiet: bool,
     after_each: Callable[[], object],
 ) -> None:
-    """Run those that have no results yet, `study.parallel` at once."""
+    """Run those that have no results yet, `study.parallel` at once.
+
+    Raises:
+        BadInput: what is there was made with another configuration or another model.
+    """
+    for run in runs:
+        config = load_finetune(study, run)
+        for seed in run.seeds:
+            check_unchanged(config.for_seed(seed))
     missing = [run for run in runs if _results(study, run) is None]
     done = len(runs) - len(missing)
     console = make_console(stderr=quiet)

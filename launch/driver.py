@@ -22,7 +22,7 @@ from launch.crash_loops import CrashLoops
 from launch.elastic import ask_when_more_fit, await_workers
 from launch.jobs import begin_job, check_job, is_finished, pack_job, run_job, unpack_job
 from launch.lease import refuse_if_held
-from launch.mirroring import fetch_missing, kept_up
+from launch.mirroring import fetch_newer, kept_up
 from launch.process_group import build_torch_config
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.ray_cluster import check_resources, ray_cluster
@@ -61,7 +61,7 @@ def run(config: AnyRunConfig, *, local: bool = False) -> int:
         return run_locally(config)
     folder = run_folder_of(config)
     refuse_if_held(folder.path)
-    fetch_missing(config, say=print)
+    fetch_newer(config, say=print)
     plan = check_job(config)
     if plan.is_complete:
         return report_end(folder, plan.finished_steps, plan.total_steps, ended_early=True)
@@ -70,7 +70,7 @@ def run(config: AnyRunConfig, *, local: bool = False) -> int:
     with ray_cluster(config.launch, log_folder=logs):
         use_gpu = check_resources(config.launch)
         check_shared_storage(config, use_gpu=use_gpu)
-        with hold_run(folder), kept_up(config):
+        with hold_run(folder), kept_up(config, say=print):
             begin_job(config, plan)
             logs.mkdir(parents=True)
             return _follow(config, plan, attempt, use_gpu=use_gpu)
@@ -195,7 +195,7 @@ def _fit(
             ):
                 trainer.fit()
         except TrainingFailedError as error:
-            if is_finished(folder, plan, _newest_step(folder)):
+            if is_finished(config, plan, _newest_step(folder)):
                 return  # the group's end failed, not its work
             is_start = isinstance(error, ControllerError)
             if is_start:
@@ -209,7 +209,7 @@ def _fit(
             if over.wait(back_off.next_seconds(last_step(folder.metrics_file))):
                 raise
             continue
-        if not request.exists() or is_over() or is_finished(folder, plan, _newest_step(folder)):
+        if not request.exists() or is_over() or is_finished(config, plan, _newest_step(folder)):
             return
         say("saved and starting again: there is room for more workers")
 
@@ -243,7 +243,7 @@ def _follow(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool
         threading.Thread(target=fit, name="ray-train", daemon=True).start()
         follow_metrics(
             folder.metrics_file,
-            stop=lambda: finished.is_set() | failures.look() | _tell(events, display),
+            stop=lambda: finished.is_set() | failures.look() | events.tell(display.note),
             on_record=display.update,
         )
         over.set()
@@ -257,14 +257,7 @@ def _follow(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool
         print(f"error: training failed, {reason} (logs: {folder.logs}, {attempt})", file=sys.stderr)
         return 1
     newest = _newest_step(folder)
-    return report_end(folder, newest, total, ended_early=is_finished(folder, plan, newest))
-
-
-def _tell(events: EventTail, display: ProgressDisplay) -> bool:
-    """Show what has happened; no event by itself ends the run."""
-    for event in events.poll():
-        display.note(event["message"])
-    return False
+    return report_end(folder, newest, total, ended_early=is_finished(config, plan, newest))
 
 
 class Failures:

@@ -87,24 +87,14 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
         )
     build_task_teacher(config, inputs, device=torch.device("cpu"))
     fields = {
-        "seed": config.seed,
+        **_configured(config, data_fingerprint=inputs.data.fingerprint),
         "model": {
             "dimensions": model.model_dump(mode="json", exclude={"vocab", "init_from"}),
             "lower_case": vocabulary.lower_case,
             "vocab_sha256": vocabulary.sha256,
             "init_fingerprint": init_fingerprint,
         },
-        "task": {
-            **config.task.model_dump(mode="json", exclude=_SPLITS),
-            "fingerprint": inputs.data.fingerprint,
-        },
-        "train": config.train.model_dump(mode="json", exclude=FREE_TRAIN_FIELDS),
         "sparsity": sparsity,
-        "distillation": (
-            config.distillation.model_dump(mode="json", exclude={"teacher"})
-            if config.distillation
-            else None
-        ),
     }
     check_identity(folder, fields)
     return FinetunePlan(
@@ -112,11 +102,46 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
         init_from=str(source) if source is not None else None,
         finished_steps=newest.step if newest is not None else 0,
         total_steps=config.train.plan(len(inputs.splits["train"].rows)).total_steps,
-        is_complete=_is_complete(folder, config),
+        is_complete=is_scored(config),
         model=model.model_dump(mode="json"),
         lower_case=vocabulary.lower_case,
         sparsity=sparsity,
     )
+
+
+def check_unchanged(config: FinetuneConfig) -> None:
+    """See that what is in the run's folder, if anything, began with this configuration and model.
+
+    Weaker than `check_finetune`, which reads the data too; but that takes a source's change for
+    history.
+
+    Raises:
+        BadInput: it did not.
+    """
+    folder = run_folder_of(config)
+    old = _read_identity(folder)
+    if old is None:
+        return
+    source = resolve_source(config.model.init_from)
+    model = {**old["model"], "init_fingerprint": fingerprint(source)}
+    configured = _configured(config, data_fingerprint=old["task"]["fingerprint"])
+    check_identity(folder, {**old, **configured, "model": model})
+
+
+def _configured(config: FinetuneConfig, *, data_fingerprint: str) -> dict[str, Any]:
+    """The part of a run's identity that its configuration says."""
+    distillation = config.distillation
+    return {
+        "seed": config.seed,
+        "task": {
+            **config.task.model_dump(mode="json", exclude=_SPLITS),
+            "fingerprint": data_fingerprint,
+        },
+        "train": config.train.model_dump(mode="json", exclude=FREE_TRAIN_FIELDS),
+        "distillation": (
+            distillation.model_dump(mode="json", exclude={"teacher"}) if distillation else None
+        ),
+    }
 
 
 def begin_finetune(config: FinetuneConfig, plan: FinetunePlan) -> None:
@@ -162,8 +187,9 @@ def build_task_teacher(
     return module
 
 
-def _is_complete(folder: RunFolder, config: FinetuneConfig) -> bool:
-    results = read_results(folder)
+def is_scored(config: FinetuneConfig) -> bool:
+    """Whether the run of one seed has all the scores that `config` asks for."""
+    results = read_results(run_folder_of(config))
     if results is None:
         return False
     return not config.score_test or config.task.test is None or results.get("test") is not None

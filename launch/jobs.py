@@ -11,8 +11,7 @@ from typing import Any
 
 from launch.configuration import PretrainConfig
 from launch.finetune_configuration import FinetuneConfig
-from launch.finetune_setup import FinetunePlan, begin_finetune, check_finetune
-from launch.run_folder import RunFolder
+from launch.finetune_setup import FinetunePlan, begin_finetune, check_finetune, is_scored
 from launch.run_setup import AnyRunConfig, RunPlan, begin_run, check_run
 
 
@@ -73,8 +72,8 @@ def run_job(
     ).step
 
 
-def is_finished(folder: RunFolder, plan: RunPlan, finished_steps: int) -> bool:
+def is_finished(config: AnyRunConfig, plan: RunPlan, finished_steps: int) -> bool:
     """Whether the run is at its end; fine-tuning may end before its last step."""
-    if isinstance(plan, FinetunePlan):
-        return folder.results_file.exists()
+    if isinstance(config, FinetuneConfig):
+        return is_scored(config)
     return finished_steps >= plan.total_steps

@@ -9,7 +9,7 @@ Only the first process writes to the terminal.
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch.distributed as dist
 
@@ -24,8 +24,9 @@ from distributed.topology import (
 from launch.configuration import LaunchConfig
 from launch.jobs import begin_job, check_job, is_finished, pack_job, run_job, unpack_job
 from launch.lease import refuse_if_held
-from launch.mirroring import fetch_missing, kept_up
+from launch.mirroring import fetch_newer, kept_up
 from launch.progress import ProgressDisplay, follow_metrics
+from launch.run_events import EventTail
 from launch.run_folder import run_folder_of
 from launch.run_setup import AnyRunConfig, RunPlan, hold_run
 from launch.stopping import STOPPED_EXIT_CODE, report_end, signals_request_stop
@@ -52,6 +53,7 @@ def _train_held(config: AnyRunConfig, topology: Topology, held: ExitStack, *, us
     folder, finished_steps = run_folder_of(config), plan.finished_steps
     if not plan.is_complete:
         with (
+            kept_up(config, say=print) if topology.is_first else nullcontext(),
             signals_request_stop(folder.stop_file, say=topology.is_first),
             _progress(config, plan, show=topology.is_first),
         ):
@@ -59,7 +61,7 @@ def _train_held(config: AnyRunConfig, topology: Topology, held: ExitStack, *, us
                 config, plan, use_gpu=use_gpu, stop_requested=folder.stop_file.exists
             )
     # Rank 0 writes what makes a run finished; the others hear it from rank 0.
-    finished = bool(broadcast_json(is_finished(folder, plan, finished_steps)))
+    finished = bool(broadcast_json(is_finished(config, plan, finished_steps)))
     if topology.is_first:
         return report_end(folder, finished_steps, plan.total_steps, ended_early=finished)
     return 0 if finished else STOPPED_EXIT_CODE
@@ -104,11 +106,10 @@ def _set_up(config: AnyRunConfig, world_size: int, held: ExitStack) -> RunPlan:
         )
     folder = run_folder_of(config)
     refuse_if_held(folder.path)
-    fetch_missing(config, say=print)
+    fetch_newer(config, say=print)
     plan = check_job(config)
     if not plan.is_complete:
         held.enter_context(hold_run(folder))
-        held.enter_context(kept_up(config))
         begin_job(config, plan)
     return plan
 
@@ -120,13 +121,17 @@ def _progress(config: AnyRunConfig, plan: RunPlan, *, show: bool) -> Iterator[No
         yield
         return
     finished = threading.Event()
+    folder = run_folder_of(config)
+    events = EventTail(folder.events_file)
 
     def follow() -> None:
         with ProgressDisplay(
             plan.total_steps, start_step=plan.finished_steps, label=config.name
         ) as display:
             follow_metrics(
-                run_folder_of(config).metrics_file, stop=finished, on_record=display.update
+                folder.metrics_file,
+                stop=lambda: finished.is_set() | events.tell(display.note),
+                on_record=display.update,
             )
 
     follower = threading.Thread(target=follow, name="progress")

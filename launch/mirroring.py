@@ -4,74 +4,88 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from distributed.checkpoint import list_steps
+from distributed.checkpoint import find_newest
+from distributed.checkpoint_retention import choose_kept
 from distributed.errors import BadInput, first_line
 from distributed.mirror import Mirror
 from launch.run_events import append_event
-from launch.run_folder import RunFolder, run_folder_of
+from launch.run_folder import RunFolder, run_folder_of, validation_by_step
 from launch.run_setup import AnyRunConfig, hold_run
 
 _LOOK_SECONDS = 2.0
 _MOST_SECONDS = 300.0  # between two tries of a storage that does not answer
+END_SECONDS = 120.0  # for what is not copied yet when training is over
 
 
-def fetch_missing(config: AnyRunConfig, *, say: Callable[[str], None]) -> None:
-    """If the run's folder has no checkpoint and its mirror has one, go on from there.
+def fetch_newer(config: AnyRunConfig, *, say: Callable[[str], None]) -> None:
+    """If the mirror has a later checkpoint than the run's folder, or that has none: go on from it.
 
     Raises:
-        BadInput: the mirror cannot be read, or it has checkpoints and none is good.
+        BadInput: the mirror is another run's; or there is no other checkpoint, and it cannot be
+            read or has none that is good.
     """
     if config.checkpoint.mirror is None:
         return
-    mirror, folder = Mirror(config.checkpoint.mirror, config.name), run_folder_of(config)
-    if list_steps(folder.checkpoints):
-        return
+    mirror, folder = _mirror_of(config), run_folder_of(config)
+    newest, _ = find_newest(folder.checkpoints)
+    at = newest.step if newest is not None else -1
     try:
-        if not mirror.steps():
+        mirror.check_owner(folder.path)
+        if max(mirror.steps(), default=-1) <= at:
             return
         with hold_run(folder):
-            step, refused = mirror.download(folder.path, _files(folder))
+            step, refused = mirror.download(folder.path, _files(folder), newer_than=at)
     except OSError as error:
-        raise BadInput(
-            f"checkpoint.mirror ({mirror.uri}) cannot be read ({first_line(error)}): see "
-            "to it, or set it to null to start anew"
-        ) from error
+        problem = f"checkpoint.mirror ({mirror.uri}) cannot be read ({first_line(error)})"
+        if newest is None:
+            raise BadInput(f"{problem}: see to it, or set it to null to start anew") from error
+        say(f"{problem}; going on from {newest.path}")
+        return
     for reason in refused:
         append_event(folder.events_file, "damage", f"passed over a damaged checkpoint: {reason}")
-    if step is None:
+    if step is not None:
+        say(f"fetched the checkpoint of step {step} from {mirror.uri}")
+    elif newest is None:
         raise BadInput(
             f"checkpoint.mirror ({mirror.uri}) has checkpoints and none can be used "
             f"({refused[0]}): set it to null to start anew"
         )
-    say(f"fetched the checkpoint of step {step} from {mirror.uri}")
 
 
 @contextmanager
-def kept_up(config: AnyRunConfig) -> Iterator[None]:
+def kept_up(config: AnyRunConfig, *, say: Callable[[str], None]) -> Iterator[None]:
     """Meanwhile, each checkpoint that appears in the run's folder is copied to its mirror.
 
-    A copy that fails is told and tried again, ever more seldom; it never stops the run.
+    A copy that fails is an event, and is tried again, ever more seldom; it never stops the run. At
+    the end what is left to copy gets `END_SECONDS`.
     """
     if config.checkpoint.mirror is None:
         yield
         return
-    mirror, folder = Mirror(config.checkpoint.mirror, config.name), run_folder_of(config)
-    over = threading.Event()
+    mirror, folder = _mirror_of(config), run_folder_of(config)
+    over, problem = threading.Event(), ""
 
-    def copy() -> bool:
+    def keep(steps: list[int]) -> set[int]:
+        return choose_kept(steps, config.checkpoint, validation_by_step(folder.metrics_file))
+
+    def copy() -> str:
         try:
-            mirror.upload(folder.path, _files(folder))
+            mirror.upload(folder.path, _files(folder), keep)
         except Exception as error:  # pyarrow raises OSError, and its own
-            append_event(
-                folder.events_file, "mirror", f"no copy at {mirror.uri}: {first_line(error)}"
-            )
-            return False
-        return True
+            problem = f"no copy at {mirror.uri}: {first_line(error)}"
+            append_event(folder.events_file, "mirror", problem)
+            return problem
+        return ""
 
     def keep_up() -> None:
+        nonlocal problem
         wait = _LOOK_SECONDS
-        while not over.wait(wait):
-            wait = _LOOK_SECONDS if copy() else min(2 * wait, _MOST_SECONDS)
+        while True:
+            is_last = over.wait(wait)
+            problem = copy()
+            if is_last:
+                return
+            wait = min(2 * wait, _MOST_SECONDS) if problem else _LOOK_SECONDS
 
     thread = threading.Thread(target=keep_up, name="mirror", daemon=True)
     thread.start()
@@ -79,11 +93,19 @@ def kept_up(config: AnyRunConfig) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join()
-        copy()
+        thread.join(END_SECONDS)
+        if thread.is_alive():
+            problem = f"no whole copy at {mirror.uri} after {END_SECONDS:g} s more"
+        if problem:
+            say(f"{problem}; the run's folder has it, and the same command tries again")
+
+
+def _mirror_of(config: AnyRunConfig) -> Mirror:
+    assert config.checkpoint.mirror is not None
+    owner_file = run_folder_of(config).identity_file.name
+    return Mirror(config.checkpoint.mirror, config.name, owner_file=owner_file)
 
 
 def _files(folder: RunFolder) -> list[str]:
     """What a checkpoint needs beside it."""
-    files = folder.identity_file, folder.metrics_file, folder.passed_over_file, folder.config_file
-    return [file.name for file in files]
+    return [f.name for f in (folder.metrics_file, folder.passed_over_file, folder.config_file)]

@@ -52,7 +52,7 @@ def _describe(rank: int, error: BaseException) -> Failure:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     # A message begins with what matters, a traceback ends with it.
     reason = lines[-1] if "Traceback" in lines[0] else f"{type(error).__name__}: {lines[0]}"
-    return Failure(rank, reason)
+    return Failure(rank, reason.rstrip("."))
 
 
 def last_line(error: BaseException) -> str:

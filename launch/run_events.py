@@ -7,6 +7,7 @@ not be written, damaged ones that were passed over, loss spikes.
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,9 @@ class EventTail:
         self._at += len(whole)
         events = map(parse_record, whole.splitlines())
         return [event for event in events if event is not None and "message" in event]
+
+    def tell(self, say: Callable[[str], None]) -> bool:
+        """`say` what came since the last call; False, for no event by itself ends a run."""
+        for event in self.poll():
+            say(event["message"])
+        return False

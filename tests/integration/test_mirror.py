@@ -28,10 +28,33 @@ def test_a_lost_run_folder(alone: Path, workspace: Path, config_file: Path, star
     assert_equal_runs(run, alone)
 
 
-def test_no_such_storage(workspace: Path, config_file: Path, start: Start) -> None:
-    options = ["name=no-mirror", "checkpoint.mirror=s3://127.0.0.1"]
+def test_keys_in_the_uri(workspace: Path, config_file: Path, start: Start) -> None:
+    options = ["name=no-mirror", "checkpoint.mirror=s3://key:secret@bucket/runs"]
     command = start("pretrain", config_file, *options, "--local")
     assert command.wait() == 2
     (line,) = command.err.splitlines()
-    assert line.startswith("error: checkpoint.mirror cannot be used (")
+    assert line.startswith("error: ") and "checkpoint.mirror" in line and "no keys" in line
+    assert "secret" not in line
+    assert not (workspace / "runs" / "no-mirror").exists()
+
+
+def test_a_storage_that_does_not_answer(
+    workspace: Path, config_file: Path, alone: Path, start: Start
+) -> None:
+    """A run with checkpoints goes on without it and says so; one without has to wait."""
+    run = workspace / "runs" / "mirror-away"
+    shutil.copytree(alone, run)
+    for step in sorted(checkpoints(run))[1:]:
+        shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
+    away = "checkpoint.mirror=s3://bucket/runs?scheme=http&endpoint_override=127.0.0.1:9&region=x"
+    command = start("pretrain", config_file, f"name={run.name}", away, "--local")
+    assert command.wait() == 0, command.out + command.err
+    assert "checkpoint.mirror (s3://bucket/runs/mirror-away) cannot be read (" in command.out
+    assert "; going on from " in command.out
+    assert "no copy at s3://bucket/runs/mirror-away: " in command.out
+    assert_equal_runs(run, alone)
+
+    command = start("pretrain", config_file, "name=no-mirror", away, "--local")
+    assert command.wait() == 2
+    assert "cannot be read (" in command.err and "set it to null to start anew" in command.err
     assert not (workspace / "runs" / "no-mirror").exists()

@@ -163,7 +163,7 @@ def test_fewer_workers_after_a_lost_node_and_more_when_it_is_back(
     ray: RayNodes, nodes: VirtualNodes, config_file: Path, workspace: Path, start: Start
 ) -> None:
     """A node dies and comes back; then it is cut off for a while, with a worker that lives on."""
-    run, steps = workspace / "runs" / "elastic", 240
+    run, steps = workspace / "runs" / "elastic", 400
     options = ["name=elastic", "launch.num_workers=[1,3]", f"train.total_steps={steps}"]
     options += ["launch.cpus_per_worker=1", "evaluation.sets={}"]
     env = {**ray.env, "PYTHONPATH": str(ROOT)}

@@ -8,13 +8,13 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from distributed.checkpoint import Checkpoint, list_steps
+from distributed.checkpoint import Checkpoint, CheckpointConfig, list_steps
 from distributed.checkpoint_manifest import MANIFEST
 from distributed.errors import BadInput
 from distributed.mirror import Mirror
 from tests.unit.distributed.conftest import write
 
-FILES = ["identity.json", "metrics.jsonl", "not-there.json"]
+FILES = ["metrics.jsonl", "not-there.json"]
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +28,17 @@ def s3() -> Iterator[str]:
 
 
 @pytest.fixture(params=["file", "s3"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "file":
         return f"file://{tmp_path}/other-disk"
     address = request.getfixturevalue("s3")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     options = f"scheme=http&endpoint_override={address}&region=us-east-1&allow_bucket_creation=true"
     bucket = tmp_path.name.replace("_", "-").lower()
-    server, _ = fs.FileSystem.from_uri(f"s3://key:secret@{bucket}/?{options}")
+    server, _ = fs.FileSystem.from_uri(f"s3://{bucket}/?{options}")
     server.create_dir(bucket)
-    return f"s3://key:secret@{bucket}/runs?{options}"
+    return f"s3://{bucket}/runs?{options}"
 
 
 @pytest.fixture
@@ -50,8 +52,16 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def read(path: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in path.iterdir()}
+def open_mirror(uri: str) -> Mirror:
+    return Mirror(uri, "name", owner_file="identity.json")
+
+
+def keep_last_two(steps: list[int]) -> set[int]:
+    return set(steps[-2:])
+
+
+def upload(mirror: Mirror, run: Path) -> list[int]:
+    return mirror.upload(run, FILES, keep_last_two)
 
 
 def storage(uri: str) -> tuple[fs.FileSystem, str]:
@@ -59,54 +69,84 @@ def storage(uri: str) -> tuple[fs.FileSystem, str]:
     return found, f"{path}/name/checkpoints"
 
 
-def test_copied_and_fetched(uri: str, run: Path, tmp_path: Path) -> None:
-    assert Mirror(uri, "name").upload(run, FILES) == [25, 50]
-    fresh = tmp_path / "fresh"
-    step, refused = Mirror(uri, "name").download(fresh, FILES)
-    assert (step, refused) == (50, [])
-    assert list_steps(fresh / "checkpoints") == [50]
-    for part in ("checkpoints/step-00000050", "."):
-        files = {name: data for name, data in read_files(run / part).items()}
-        assert read_files(fresh / part) == files
-    assert Mirror(uri, "other").download(fresh, FILES) == (None, [])
-
-
 def read_files(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
 
 
-def test_the_copy_keeps_what_the_run_keeps(uri: str, run: Path) -> None:
-    mirror = Mirror(uri, "name")
-    mirror.upload(run, FILES)
-    assert mirror.upload(run, FILES) == []
+def test_copied_and_fetched(uri: str, run: Path, tmp_path: Path) -> None:
+    assert upload(open_mirror(uri), run) == [50, 25]
+    fresh = tmp_path / "fresh"
+    step, refused = open_mirror(uri).download(fresh, FILES, newer_than=-1)
+    assert (step, refused) == (50, [])
+    assert list_steps(fresh / "checkpoints") == [50]
+    for part in ("checkpoints/step-00000050", "."):
+        assert read_files(fresh / part) == read_files(run / part)
+    other = Mirror(uri, "other", owner_file="identity.json")
+    assert other.download(fresh, FILES, newer_than=-1) == (None, [])
+
+
+def test_old_copies_go_by_the_rule_and_not_by_what_the_folder_lost(uri: str, run: Path) -> None:
+    mirror = open_mirror(uri)
+    upload(mirror, run)
+    assert upload(mirror, run) == []
     shutil.rmtree(run / "checkpoints" / "step-00000025")
+    assert upload(mirror, run) == [] and mirror.steps() == [25, 50]
     write(run / "checkpoints", step=75, seed=75)
-    assert Mirror(uri, "name").upload(run, FILES) == [75]  # as after a restart
+    assert upload(open_mirror(uri), run) == [75]  # as after a restart
     assert mirror.steps() == [50, 75]
+    assert not (run / "checkpoints" / ".mirror").exists()
 
 
-def test_a_run_without_checkpoints_takes_none_away(uri: str, run: Path, tmp_path: Path) -> None:
-    Mirror(uri, "name").upload(run, FILES)
-    assert Mirror(uri, "name").upload(tmp_path / "empty", FILES) == []
-    assert Mirror(uri, "name").steps() == [25, 50]
+def test_a_folder_that_is_behind_takes_no_copy_away(uri: str, run: Path, tmp_path: Path) -> None:
+    upload(open_mirror(uri), run)
+    for steps in ([], [25]):
+        behind = tmp_path / f"behind-{len(steps)}"
+        for step in steps:
+            write(behind / "checkpoints", step=step, seed=step)
+        assert upload(open_mirror(uri), behind) == []
+        assert open_mirror(uri).steps() == [25, 50]
+    step, _ = open_mirror(uri).download(behind, FILES, newer_than=25)
+    assert step == 50 and list_steps(behind / "checkpoints") == [25, 50]
+    assert open_mirror(uri).download(behind, FILES, newer_than=50) == (None, [])
+
+
+def test_another_runs_copies_are_left_alone(uri: str, run: Path, tmp_path: Path) -> None:
+    upload(open_mirror(uri), run)
+    other = tmp_path / "other"
+    write(other / "checkpoints", step=75)
+    (other / "identity.json").write_text('{"seed": 2}')
+    with pytest.raises(BadInput, match="holds the checkpoints of another run"):
+        upload(open_mirror(uri), other)
+    assert open_mirror(uri).steps() == [25, 50]
 
 
 def test_other_weights_of_the_same_step_replace_the_copy(
     uri: str, run: Path, tmp_path: Path
 ) -> None:
-    mirror = Mirror(uri, "name")
-    mirror.upload(run, FILES)
+    mirror = open_mirror(uri)
+    upload(mirror, run)
     shutil.rmtree(run / "checkpoints" / "step-00000050")
     write(run / "checkpoints", step=50, seed=9)
-    assert mirror.upload(run, FILES) == [50]
-    Mirror(uri, "name").download(tmp_path / "fresh", FILES)
+    assert upload(mirror, run) == [50]
+    open_mirror(uri).download(tmp_path / "fresh", FILES, newer_than=-1)
     fetched = tmp_path / "fresh" / "checkpoints" / "step-00000050"
     assert read_files(fetched) == read_files(run / "checkpoints" / "step-00000050")
 
 
+def test_a_damaged_checkpoint_does_not_replace_its_copy(uri: str, run: Path) -> None:
+    upload(open_mirror(uri), run)
+    manifest = run / "checkpoints" / "step-00000050" / MANIFEST
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    assert upload(open_mirror(uri), run) == []
+    assert open_mirror(uri).steps() == [25, 50]
+    step, _ = open_mirror(uri).download(run, FILES, newer_than=25)
+    assert step == 50
+    Checkpoint(run / "checkpoints" / "step-00000050")
+
+
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_a_damaged_copy_is_passed_over(uri: str, run: Path, tmp_path: Path, damage: str) -> None:
-    Mirror(uri, "name").upload(run, FILES)
+    upload(open_mirror(uri), run)
     there, path = storage(uri)
     file = f"{path}/step-00000050/rank-00001.safetensors"
     if damage == "missing":
@@ -114,27 +154,41 @@ def test_a_damaged_copy_is_passed_over(uri: str, run: Path, tmp_path: Path, dama
     else:
         with there.open_output_stream(file) as out:
             out.write(b"short")
-    step, refused = Mirror(uri, "name").download(tmp_path / "fresh", FILES)
+    step, refused = open_mirror(uri).download(tmp_path / "fresh", FILES, newer_than=-1)
     assert step == 25 and len(refused) == 1
     assert "step-00000050" in refused[0] and "rank-00001.safetensors" in refused[0]
     assert list_steps(tmp_path / "fresh" / "checkpoints") == [25]
     Checkpoint(tmp_path / "fresh" / "checkpoints" / "step-00000025")
 
 
-def test_a_copy_without_its_manifest_is_none(uri: str, run: Path, tmp_path: Path) -> None:
-    Mirror(uri, "name").upload(run, FILES)
+def test_what_broke_off_is_made_anew_or_removed(uri: str, run: Path) -> None:
+    upload(open_mirror(uri), run)
     there, path = storage(uri)
-    there.delete_file(f"{path}/step-00000050/{MANIFEST}")
-    assert Mirror(uri, "name").steps() == [25]
-    assert Mirror(uri, "name").upload(run, FILES) == [50]  # an upload that broke off is made anew
+    for step in (25, 50):
+        there.delete_file(f"{path}/step-{step:08d}/{MANIFEST}")
+    shutil.rmtree(run / "checkpoints" / "step-00000025")
+    assert open_mirror(uri).steps() == []
+    assert upload(open_mirror(uri), run) == [50]
+    folders = there.get_file_info(fs.FileSelector(path))
+    assert [info.base_name for info in folders] == ["step-00000050"]
 
 
-@pytest.mark.parametrize("uri", ["runs", "nonsense://bucket/path", "s3://"])
-def test_no_storage(uri: str) -> None:
-    with pytest.raises(BadInput, match="checkpoint.mirror cannot be used"):
-        Mirror(uri, "name")
+def test_a_storage_that_does_not_answer(run: Path) -> None:
+    mirror = open_mirror("s3://bucket/runs?scheme=http&endpoint_override=127.0.0.1:9&region=x")
+    with pytest.raises(OSError):
+        mirror.steps()
 
 
-def test_secrets_of_the_uri_are_not_told() -> None:
-    mirror = Mirror("s3://key:secret@bucket/runs?region=us-east-1", "name")
-    assert mirror.uri == "s3://bucket/runs/name"
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("runs", "must be a URI"),
+        ("nonsense://bucket/path", "must be a URI"),
+        ("s3://", "must be a URI"),
+        ("s3://key:secret/part@bucket/runs", "no keys"),
+        ("s3://key@bucket/runs", "no keys"),
+    ],
+)
+def test_refused_by_the_configuration(uri: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        CheckpointConfig(mirror=uri)
