@@ -107,7 +107,7 @@ def main() -> None:
     updates = []
     for step in range(UPDATES * options.interval + 1):
         if controller.update(step) and controller.metrics()["sparsity/churn"]:
-            updates.append(float(controller.metrics()["sparsity/update_seconds"]))
+            updates.append(float(controller.update_metrics()["sparsity/update_seconds"]))
     inside, synchronize = [0.0], _synchronizer(topology.device)
     for name in ("_enforce", "mask_gradients"):
         _time_calls(controller, name, inside, synchronize)

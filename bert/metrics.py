@@ -70,7 +70,7 @@ class Metrics:
         self._notes: dict[str, Any] = {}
         self._unwritten = b""
         self._steps, self._tokens, self._seconds = 0, 0, 0.0
-        self._logged_update = -1
+        self._recorded_step = start_step
         self._step_started = 0.0
         self._board: Board | None = None
         self._jsonl = files.jsonl
@@ -119,9 +119,10 @@ class Metrics:
         self._notes = {}
         if sparsity is not None:
             self._record.update(sparsity.metrics())
-            if sparsity.state.last_update_step != self._logged_update:
-                self._logged_update = sparsity.state.last_update_step
+            if sparsity.state.last_update_step >= self._recorded_step:
+                self._record.update(sparsity.update_metrics())
                 self._record[DENSITIES] = sparsity.densities()
+        self._recorded_step = step
         self.latest = {"step": step, **_as_json(self._record)}
         if self._board is not None:
             self._on_record(self.latest)

@@ -165,9 +165,14 @@ class SparsityController:
             "sparsity/threshold": state.threshold,
             "sparsity/ties": float(state.ties),
             "sparsity/churn": state.churn,
+            "sparsity/digest": state.digest,
+        }
+
+    def update_metrics(self) -> dict[str, float]:
+        """What the last update cost this process: seconds, and bytes that it sent."""
+        return {
             "sparsity/update_seconds": self._update_seconds,
             "sparsity/update_bytes": float(self._wire_bytes),
-            "sparsity/digest": state.digest,
         }
 
     def densities(self) -> dict[str, float]:

@@ -31,8 +31,10 @@ both() { # a dense model and its sparse twin side by side, a core each
     mkdir -p runs
     "$1_dense" & local dense=$!
     "$1_sparse" & local sparse=$!
-    wait $dense && wait $sparse
+    wait $dense
+    wait $sparse
 }
+trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT  # they save and stop
 general_dense() { pretrain general name=general-dense; }
 general_sparse() {
     pretrain general name=general-sparse90 sparsity.final_sparsity=0.9 sparsity.prune_start_step=200 \

@@ -111,6 +111,13 @@ def test_a_study_runs_what_is_missing(models: dict[str, Path], task_file: Path) 
     assert again.returncode == 0 and "Published scores" in again.stdout
     assert logs == {log: log.stat().st_mtime_ns for log in folder.glob("*.log")}, "nothing ran"
 
+    fields["overrides"] = ["train.epochs=2"]
+    file.write_text(yaml.safe_dump(fields))
+    changed = sparsebert("compare", file)
+    assert changed.returncode == 2
+    (line,) = changed.stderr.splitlines()
+    assert line.startswith(f"error: {folder}/words.dense.lr0.001/seed-1 ") and "train.epochs" in line
+
 
 def _read(file: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(file.read_text())

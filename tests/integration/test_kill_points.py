@@ -22,7 +22,7 @@ ON_RAY = [
     ("group-start", 1, 0),
     ("mid-write", 5, 1),  # of the checkpoint at step 10
     ("forward", 45, 1),  # step 15, of three forwards each
-    ("threshold", 3, 0),  # of steps 10, 14, 18
+    ("threshold", 3, 0),  # of steps 11, 15, 19
     ("before-rename", 1, 0),  # of step 20
     ("reporting", 2, 1),  # of steps 20, 30
 ]

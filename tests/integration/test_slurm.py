@@ -16,6 +16,7 @@ MISSING = virtual_nodes.why_not() or slurm_cluster.why_not()
 pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
 pytestmark += [pytest.mark.timeout(1200)]
 SCRIPT = ROOT / "launch" / "slurm" / "pretrain.sbatch"
+NONE: set[Path] = set()
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -55,8 +56,11 @@ def await_step(slurm: Slurm, job: str, log: Path, run: Path, step: int) -> None:
     wait_until(reached, f"step {step}", seconds=400, state=lambda: log.read_text())
 
 
-def assert_nothing_is_left(slurm: Slurm, nodes: VirtualNodes) -> None:
-    """No process but SLURM's own on the nodes, no file of Ray's where it keeps them."""
+def assert_nothing_is_left(slurm: Slurm, nodes: VirtualNodes, but: set[Path] = NONE) -> None:
+    """No process but SLURM's own on the nodes, no folder of Ray's where it keeps them.
+
+    `but`: of a start that was killed.
+    """
     for node in nodes.nodes:
         wait_until(
             lambda: all("slurm" in process for process in node.processes()),  # noqa: B023
@@ -64,7 +68,7 @@ def assert_nothing_is_left(slurm: Slurm, nodes: VirtualNodes) -> None:
             seconds=60,
             state=lambda: "\n".join(node.processes()),  # noqa: B023
         )
-    assert not list(slurm.folder.glob("sparsebert-*"))
+    assert set(slurm.folder.glob("sparsebert-*")) <= but
 
 
 def test_signalled_then_a_node_lost_and_equal_to_a_run_that_was_not(
@@ -88,6 +92,7 @@ def test_signalled_then_a_node_lost_and_equal_to_a_run_that_was_not(
 
     # The second start loses a node: its cable first, so that the others are not told.
     await_step(slurm, job, log, run, 13)
+    killed = set(slurm.folder.glob("sparsebert-*"))
     nodes[1].unplug()
     nodes[1].kill_everything()
     wait_until(lambda: slurm.job(job)["Restarts"] == "2", "requeue by SLURM", state=log.read_text)
@@ -111,13 +116,14 @@ def test_signalled_then_a_node_lost_and_equal_to_a_run_that_was_not(
         assert {folder.name for folder in logs.iterdir()} == {"n1", "n2"}
         text = "".join(file.read_text() for file in logs.rglob("ray-start.log"))
         assert all(f"Local node IP: {node.address}" in text for node in nodes.nodes)
-    assert_nothing_is_left(slurm, nodes)
+    assert_nothing_is_left(slurm, nodes, but=killed)
 
 
 def test_a_job_array_of_two_seeds_on_one_node(
     slurm: Slurm, nodes: VirtualNodes, config_file: Path, workspace: Path
 ) -> None:
     """Side by side they train; one is cancelled, which the other does not notice."""
+    before = set(slurm.folder.glob("sparsebert-*"))
     changes = ["seed=%a", "name=seed-%a", "launch.num_workers=1", "train.total_steps=100000"]
     changes += ["train.precision=fp32", "launch.cpus_per_worker=1"]
     place = ["--array=1-2", "--nodes=1", "--nodelist=n1", "--cpus-per-task=1"]
@@ -138,7 +144,7 @@ def test_a_job_array_of_two_seeds_on_one_node(
     assert max(checkpoints(runs[1])) == last_step(runs[1])
     losses = [metrics(run)[0]["train/mlm_loss"] for run in runs]
     assert losses[0] != losses[1]  # two seeds
-    assert_nothing_is_left(slurm, nodes)
+    assert_nothing_is_left(slurm, nodes, but=before)
 
 
 def test_the_exit_code_is_the_trainings(slurm: Slurm, config_file: Path, workspace: Path) -> None:
