@@ -77,8 +77,8 @@ class Mirror:
         Raises:
             BadInput: the copies are another run's.
         """
-        self.check_owner(run)
         if self._manifests is None:
+            self.check_owner(run)  # once: what is looked at every few seconds costs requests
             self._manifests = self._look()
         there, copied, gone = self._manifests, [], set[int]()
         while (missing := self._newest_missing(run, but=gone)) is not None:

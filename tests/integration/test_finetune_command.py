@@ -116,7 +116,9 @@ def test_a_study_runs_what_is_missing(models: dict[str, Path], task_file: Path) 
     changed = sparsebert("compare", file)
     assert changed.returncode == 2
     (line,) = changed.stderr.splitlines()
-    assert line.startswith(f"error: {folder}/words.dense.lr0.001/seed-1 ") and "train.epochs" in line
+    assert (
+        line.startswith(f"error: {folder}/words.dense.lr0.001/seed-1 ") and "train.epochs" in line
+    )
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Real SLURM jobs over two nodes: signalled, queued again, ended, side by side on one node."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ MISSING = virtual_nodes.why_not() or slurm_cluster.why_not()
 pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
 pytestmark += [pytest.mark.timeout(1200)]
 SCRIPT = ROOT / "launch" / "slurm" / "pretrain.sbatch"
-NONE: set[Path] = set()
+
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -56,7 +56,7 @@ def await_step(slurm: Slurm, job: str, log: Path, run: Path, step: int) -> None:
     wait_until(reached, f"step {step}", seconds=400, state=lambda: log.read_text())
 
 
-def assert_nothing_is_left(slurm: Slurm, nodes: VirtualNodes, but: set[Path] = NONE) -> None:
+def assert_nothing_is_left(slurm: Slurm, nodes: VirtualNodes, but: Collection[Path] = ()) -> None:
     """No process but SLURM's own on the nodes, no folder of Ray's where it keeps them.
 
     `but`: of a start that was killed.
@@ -68,7 +68,7 @@ def assert_nothing_is_left(slurm: Slurm, nodes: VirtualNodes, but: set[Path] = N
             seconds=60,
             state=lambda: "\n".join(node.processes()),  # noqa: B023
         )
-    assert set(slurm.folder.glob("sparsebert-*")) <= but
+    assert set(slurm.folder.glob("sparsebert-*")) <= set(but)
 
 
 def test_signalled_then_a_node_lost_and_equal_to_a_run_that_was_not(
