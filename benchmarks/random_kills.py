@@ -273,6 +273,23 @@ def summarise(events: list[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
+def write_report(results: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    report = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "command": " ".join(["python", *sys.argv]),
+        "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()}",
+        "kills": sum(result["kills"] for result in results),
+        "different": sum(bool(result["differences"]) for result in results),
+        "stages": results,
+    }
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        mode = "local" if options.local else "ray"
+        file = options.out / f"{report['date']}-random-kills-{mode}.json"
+        file.write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=25, help="of each stage")
@@ -315,19 +332,7 @@ def main() -> int:
                 }
             )
             print(f"stage {stage}: {len(events)} kills, differences: {differences or 'none'}")
-    report = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "command": " ".join(["python", *sys.argv]),
-        "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()}",
-        "kills": sum(result["kills"] for result in results),
-        "different": sum(bool(result["differences"]) for result in results),
-        "stages": results,
-    }
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        mode = "local" if options.local else "ray"
-        file = options.out / f"{report['date']}-random-kills-{mode}.json"
-        file.write_text(json.dumps(report, indent=1) + "\n")
+            report = write_report(results, options)  # after each stage: an hour is long
     print(json.dumps({k: v for k, v in report.items() if k != "stages"}))
     return 1 if report["different"] else 0
 
