@@ -29,6 +29,7 @@ from launch.ray_cluster import short_temporary_folder
 _START_ATTEMPTS = 3
 _END_SECONDS = 40.0  # Ray drains a node for up to 30 before it ends
 _POLL_SECONDS = 0.2
+_REMOVALS = 10
 _OBJECT_STORE_BYTES = 200_000_000
 
 
@@ -108,7 +109,16 @@ def _ray_processes(*, own_address: str, head: str | None, log_folder: Path) -> I
     finally:
         for logs in folder.glob("session_2*/logs"):
             shutil.copytree(logs, log_folder, symlinks=True, dirs_exist_ok=True)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """What still ends may write there once more."""
+    for _ in range(_REMOVALS):
         shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_POLL_SECONDS)
 
 
 def _options(*, own_address: str, head: str | None, folder: Path) -> list[str]:
