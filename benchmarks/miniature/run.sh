@@ -46,5 +46,4 @@ bio_sparse() {
 }
 both general
 both bio
-pretrain general name=untrained train.total_steps=1 train.warmup_steps=0 train.learning_rate=1.0e-12
 $sparsebert compare configs/studies/miniature.yaml
