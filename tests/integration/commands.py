@@ -1,5 +1,6 @@
 """Runs the command line as a user does, in processes of its own, and reads what runs leave."""
 
+import contextlib
 import json
 import os
 import signal
@@ -65,8 +66,11 @@ class Command:
 
     def stop(self) -> None:
         if self.process.poll() is None:
-            for process in [*self.descendants(), psutil.Process(self.process.pid)]:
-                process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may end at any time
+                for process in self.descendants():
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+            self.process.kill()
             self.process.wait(30)
 
     def descendants(self) -> list[psutil.Process]:
@@ -74,7 +78,12 @@ class Command:
 
     def workers(self) -> list[psutil.Process]:
         """The training processes of a Ray cluster that the command itself started."""
-        return [p for p in self.descendants() if "RayTrainWorker" in " ".join(p.cmdline())]
+        found = []
+        for process in self.descendants():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def await_that(self, condition: Callable[[], Any], what: str) -> None:
         deadline = time.monotonic() + self._seconds
