@@ -51,7 +51,7 @@ class CheckpointConfig(Config):
     mirror: str | None = Field(
         None,
         description="URI of a folder in other storage, as in s3://BUCKET/PATH: each checkpoint is "
-        "copied there, and a run whose folder has none goes on from there",
+        "copied there, and a run whose folder has none, or an older one, goes on from there",
     )
 
     @field_validator("mirror")

@@ -80,10 +80,14 @@ class Mirror:
         if self._manifests is None:
             self.check_owner(run)  # once: what is looked at every few seconds costs requests
             self._manifests = self._look()
-        there, copied, gone = self._manifests, [], set[int]()
-        while (missing := self._newest_missing(run, but=gone)) is not None:
+        there, copied, tried = self._manifests, [], set[int]()
+        while (missing := self._newest_missing(run, but=tried)) is not None:
             step, manifest = missing
-            with contextlib.suppress(FileNotFoundError), _pinned(run / CHECKPOINTS, step) as source:
+            # Retention may take it away at any time: then it is no longer wanted.
+            with (
+                contextlib.suppress(FileNotFoundError, BadCheckpoint),
+                _pinned(run / CHECKPOINTS, step) as source,
+            ):
                 # First: they say as much as the checkpoint that follows, or more.
                 for name in (self._owner_file, *files):
                     if (run / name).exists():
@@ -92,7 +96,7 @@ class Mirror:
                 self._upload_checkpoint(source, step)
                 there[step] = manifest
                 copied.append(step)
-            gone.add(step)  # or retention took it away meanwhile
+            tried.add(step)
         newest = max(list_steps(run / CHECKPOINTS), default=-1)
         old = [step for step in sorted(there) if step <= newest]
         for step in sorted(set(old) - keep(old)):

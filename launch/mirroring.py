@@ -93,7 +93,10 @@ def kept_up(config: AnyRunConfig, *, say: Callable[[str], None]) -> Iterator[Non
         yield
     finally:
         over.set()
-        thread.join(END_SECONDS)
+        thread.join(_LOOK_SECONDS)
+        if thread.is_alive():
+            say(f"copying to {mirror.uri}, for at most {END_SECONDS:g} s")
+            thread.join(END_SECONDS)
         if thread.is_alive():
             problem = f"no whole copy at {mirror.uri} after {END_SECONDS:g} s more"
         if problem:
