@@ -4,6 +4,7 @@ Each run is a `sparsebert finetune --local` in a process of its own; what is fin
 again, and an interrupted run goes on from its checkpoint.
 """
 
+import functools
 import os
 import queue
 import subprocess
@@ -18,6 +19,7 @@ from launch.finetune_results import read_results
 from launch.finetune_setup import check_unchanged
 from launch.progress import StatusLine, make_console
 from launch.run_folder import run_folder_of
+from launch.run_setup import fingerprint
 from launch.stopping import STOPPED_EXIT_CODE
 from launch.study import (
     StudyConfig,
@@ -102,10 +104,11 @@ def _complete(
     Raises:
         BadInput: what is there was made with another configuration or another model.
     """
+    fingerprint_of = functools.cache(fingerprint)
     for run in runs:
         config = load_finetune(study, run)
         for seed in run.seeds:
-            check_unchanged(config.for_seed(seed))
+            check_unchanged(config.for_seed(seed), fingerprint_of)
     missing = [run for run in runs if _results(study, run) is None]
     done = len(runs) - len(missing)
     console = make_console(stderr=quiet)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,11 +109,11 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
     )
 
 
-def check_unchanged(config: FinetuneConfig) -> None:
+def check_unchanged(config: FinetuneConfig, fingerprint_of: Callable[[Path], str]) -> None:
     """See that what is in the run's folder, if anything, began with this configuration and model.
 
     Weaker than `check_finetune`, which reads the data too; but that takes a source's change for
-    history.
+    history. `fingerprint_of` is `fingerprint`, perhaps with a memory: it reads a whole model.
 
     Raises:
         BadInput: it did not.
@@ -123,7 +123,7 @@ def check_unchanged(config: FinetuneConfig) -> None:
     if old is None:
         return
     source = resolve_source(config.model.init_from)
-    model = {**old["model"], "init_fingerprint": fingerprint(source)}
+    model = {**old["model"], "init_fingerprint": fingerprint_of(source)}
     configured = _configured(config, data_fingerprint=old["task"]["fingerprint"])
     check_identity(folder, {**old, **configured, "model": model})
 
