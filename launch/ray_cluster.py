@@ -235,10 +235,11 @@ def describe_workers(launch: LaunchConfig) -> str:
 
 def describe_nodes(nodes: list[dict[str, float]]) -> str:
     """What a cluster has, in words: `3 node(s): 2 with 8 CPUs and 2 GPUs, 1 with 4 CPUs ...`."""
+    # In one order, whatever the order in which Ray lists the nodes: the commonest first.
     kinds = Counter((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
     each = [
         f"{count} with {cpus:g} CPUs and {gpus:g} GPUs"
-        for (cpus, gpus), count in sorted(kinds.items(), key=lambda kind: -kind[1])
+        for (cpus, gpus), count in sorted(kinds.items(), key=lambda kind: kind[::-1], reverse=True)
     ]
     return f"{len(nodes)} node(s): {', '.join(each)}"
 

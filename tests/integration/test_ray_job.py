@@ -106,8 +106,8 @@ def test_refused(
     if case == "too many workers":
         change = "launch.num_workers=5"
         told = "launch.num_workers is 5, each with 1 CPU, but the cluster holds 3, 2 too few (it "
-        told += "has 3 node(s): 1 with 0 CPUs and 0 GPUs, 1 with 1 CPUs and 0 GPUs, "
-        told += "1 with 2 CPUs and 0 GPUs): lower "
+        told += "has 3 node(s): 1 with 2 CPUs and 0 GPUs, 1 with 1 CPUs and 0 GPUs, "
+        told += "1 with 0 CPUs and 0 GPUs): lower "
     elif case == "no shared storage":
         own.mkdir()
         last.run("mount", "-t", "tmpfs", "none", own, check=True)
