@@ -15,15 +15,11 @@ from typing import Any
 
 import torch
 
-from bert.model import (
-    ModelConfig,
-    build_model,
-    is_prunable,
-    named_weights,
-    uses_weight_decay,
-)
+from bert.configuration import ModelConfig
+from bert.model import build_model, is_prunable, named_weights, uses_weight_decay
+from distributed.config import ZeroConfig
 from distributed.topology import detect_topology, ensure_process_group
-from distributed.zero import Engine, ZeroConfig, build_engine
+from distributed.zero import Engine, build_engine
 from sparsity.controller import SparsityController
 from sparsity.schedule import SparsityConfig
 

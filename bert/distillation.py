@@ -5,23 +5,8 @@
 (arXiv 1503.02531; hardness as SparseML and Prune Once for All have it.) See teacher.py.
 """
 
-from pathlib import Path
-
 import torch
-from pydantic import Field
 from torch.nn.functional import kl_div, log_softmax, logsigmoid, sigmoid
-
-from distributed.config import Config
-
-
-class DistillationConfig(Config):
-    """Whom to learn from and how much."""
-
-    teacher: Path = Field(
-        description="run, checkpoint or Hugging Face folder, trained for the same"
-    )
-    temperature: float = Field(2.0, gt=0)
-    hardness: float = Field(0.5, ge=0, le=1, description="weight of the teacher; 1 is it alone")
 
 
 def soft_cross_entropy(

@@ -10,39 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
 
-from bert.corpora.batches import DataConfig, MicroBatch, RowBatches, build_validation_batches
+from bert.configuration import DataConfig, EvaluationConfig
+from bert.corpora.batches import MicroBatch, RowBatches, build_validation_batches
 from bert.corpora.unigram import load_unigram_counts, unigram_loss
 from bert.vocabulary import Vocabulary
 from distributed.collectives import all_reduce_sum
-from distributed.config import Config
 from distributed.topology import Topology
 from distributed.zero import Engine
-
-
-class EvaluationConfig(Config):
-    """When to validate and on what."""
-
-    interval_steps: int = Field(1000, ge=1)
-    rows: int = Field(256, ge=1, description="rows of each set, the same ones every time")
-    mlm_probability: float = Field(
-        0.15,
-        gt=0,
-        lt=1,
-        description="share of the tokens to predict, whatever the share in training: the fewer "
-        "words are left to see, the higher the loss",
-    )
-    sets: dict[str, list[Path]] = Field(
-        default_factory=dict, description="name of a set: its folder, or a list of folders"
-    )
-
-    @field_validator("sets", mode="before")
-    @classmethod
-    def _accept_one_folder(cls, value: object) -> object:
-        if isinstance(value, dict):
-            return {k: v if isinstance(v, list) else [v] for k, v in value.items()}
-        return value
 
 
 @dataclass(frozen=True)

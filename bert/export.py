@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizer
 
+from bert.configuration import ModelConfig
 from bert.heads import MASKED_LM, Head
 from bert.keep_mask import (
     KEEP_MASK_FILE,
@@ -29,12 +30,7 @@ from bert.keep_mask import (
     read_tensors,
     save_keep_masks,
 )
-from bert.model import (
-    ModelConfig,
-    build_bert_config,
-    canonical_name,
-    named_weights,
-)
+from bert.model import build_bert_config, canonical_name, named_weights
 from bert.model_card import build_model_card
 from distributed.errors import BadInput
 

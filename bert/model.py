@@ -11,64 +11,20 @@ Legend: R rows, T tokens a row, D hidden, M masked positions, V vocabulary, S se
 """
 
 import re
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from bert.attention import PACKED_ATTENTION, build_block_mask, check_boundaries, uses_varlen
-from bert.distillation import DistillationConfig, mix, soft_cross_entropy
+from bert.configuration import DistillationConfig, ModelConfig
+from bert.distillation import mix, soft_cross_entropy
 from bert.initialization import add_structure
 from bert.masked_loss import sum_cross_entropy
-from distributed.config import Config
 
 IGNORE_INDEX = -100
-
-
-class ModelConfig(Config):
-    """The dimensions of a BERT encoder; the defaults are BERT-base (arXiv 1810.04805)."""
-
-    hidden_size: int = Field(768, ge=1)
-    num_layers: int = Field(12, ge=1)
-    num_heads: int = Field(12, ge=1)
-    intermediate_size: int = Field(3072, ge=1)
-    max_position_embeddings: int = Field(512, ge=1)
-    initializer_range: float = Field(
-        0.02,
-        gt=0,
-        description="standard deviation of new weights; small models learn sooner with more",
-    )
-    initialization: Literal["normal", "structured"] = Field(
-        "normal",
-        description="normal: BERT's; structured: attention starts on neighbours and passes on what "
-        "it sees, which learns sooner from little text",
-    )
-    vocab: Path = Field(description="WordPiece vocabulary, one token a line")
-    init_from: Path | None = Field(
-        None, description="run, checkpoint or Hugging Face folder to take the first weights from"
-    )
-    attention: Literal["segment", "token"] = Field(
-        "segment", description="token: each token sees itself only, a control that must not learn"
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"model.hidden_size ({self.hidden_size}) is not a multiple of "
-                f"model.num_heads ({self.num_heads})"
-            )
-        head_dim = self.hidden_size // self.num_heads
-        if self.initialization == "structured" and (self.num_heads < 3 or head_dim % 2):
-            raise ValueError(
-                "model.initialization structured needs 3 heads or more of an even size: "
-                f"model.num_heads is {self.num_heads} and a head has {head_dim} dimensions"
-            )
-        return self
 
 
 class PretrainingModel(nn.Module):

@@ -7,84 +7,21 @@ a fresh run is a restore from the initial weights (see restoring.py).
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, model_validator
 
 from bert import numbers
+from bert.configuration import TrainConfig
 from bert.metrics import Metrics
 from distributed.collectives import AgreedFlag
-from distributed.config import Config
 from distributed.hashing import position_hash
 from distributed.zero import Engine
 from sparsity.controller import SparsityController
 
 Int64Array = npt.NDArray[np.int64]
-
-
-class TrainConfig(Config):
-    """How the weights are trained."""
-
-    total_steps: int = Field(..., ge=1)
-    global_batch_rows: int = Field(..., ge=1, description="rows of one step, over all ranks")
-    micro_batch_rows: int = Field(..., ge=1, description="rows of one forward on one rank")
-    learning_rate: float = Field(..., gt=0)
-    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: int = Field(0, ge=0)
-    lr_rewind_interval_steps: int | None = Field(
-        None,
-        ge=1,
-        description="begin the decay anew every so many steps, in step with the masks' updates as "
-        "Prune Once for All and oBERT do",
-    )
-    lr_rewind_end_step: int | None = Field(
-        None, ge=1, description="the last rewind; from there the decay goes to the end"
-    )
-    lr_floor: float = Field(
-        0.0, ge=0, lt=1, description="share of learning_rate that a decay ends at"
-    )
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    adam_eps: float = Field(
-        1e-6, gt=0, description="BERT's; the larger, the less rare tokens drift on tiny gradients"
-    )
-    max_grad_norm: float = Field(1.0, ge=0, description="0 does not clip")
-    hidden_dropout: float = Field(0.0, ge=0, lt=1)
-    attention_dropout: float = Field(0.0, ge=0, lt=1)
-    precision: Literal["fp32", "bf16"] = "bf16"
-    log_interval_steps: int = Field(10, ge=1)
-    on_non_finite: numbers.Policy = Field(
-        "skip", description="what follows a gradient that is not finite"
-    )
-    max_non_finite_steps: int = Field(
-        10, ge=0, description="in a row, or returns to a checkpoint, before the run ends"
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.warmup_steps > self.total_steps:
-            raise ValueError(
-                f"train.warmup_steps ({self.warmup_steps}) is above "
-                f"train.total_steps ({self.total_steps})"
-            )
-        if (self.lr_rewind_interval_steps is None) != (self.lr_rewind_end_step is None):
-            raise ValueError(
-                "set both of train.lr_rewind_interval_steps and train.lr_rewind_end_step, or none"
-            )
-        if self.lr_rewind_end_step is not None and not (
-            self.warmup_steps < self.lr_rewind_end_step < self.total_steps
-        ):
-            raise ValueError(
-                f"train.lr_rewind_end_step ({self.lr_rewind_end_step}) must lie between "
-                f"train.warmup_steps ({self.warmup_steps}) and train.total_steps "
-                f"({self.total_steps})"
-            )
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"train.betas {self.betas} must lie in [0, 1)")
-        return self
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from bert.configuration import ModelConfig
 from bert.export import load_export
-from bert.model import ModelConfig, is_prunable, named_weights
+from bert.model import is_prunable, named_weights
 from bert.pretraining import TrainState
 from bert.vocabulary import load_vocabulary
 from distributed.checkpoint import MASK, MASTER, Checkpoint

@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bert.configuration import ModelConfig
 from bert.export import load_export, read_bert_config
-from bert.model import ModelConfig, is_prunable
+from bert.model import is_prunable
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.checkpoint import MASK, Checkpoint
 from distributed.checkpoint_manifest import MANIFEST

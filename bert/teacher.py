@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from bert.model import ModelConfig, named_weights
+from bert.configuration import ModelConfig
+from bert.model import named_weights
 from bert.pretraining import Batches, Inputs, Int64Array
 from bert.restoring import read_source
 from distributed.errors import BadInput

@@ -12,10 +12,8 @@ pieced together from the fragments that overlap it.
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
-from pydantic import Field, field_validator
 from safetensors import SafetensorError, safe_open
 
 from distributed.checkpoint_manifest import (
@@ -25,53 +23,11 @@ from distributed.checkpoint_manifest import (
     FileRecord,
     read_manifest,
 )
-from distributed.config import Config
 from distributed.files import sha256_of
 from distributed.partition import ReadRange
 
 MASTER, MASK = "master", "keep_mask"
-_STORAGES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")  # pyarrow's
 _KEY = re.compile(r"([^|]+)\|(.+)\|([0-9]{1,18})\|([0-9]{1,18})", re.DOTALL)
-
-
-class CheckpointConfig(Config):
-    """When to save and what to keep."""
-
-    interval_steps: int = Field(1000, ge=1)
-    keep_last: int = Field(3, ge=1, description="older ones are removed after a save")
-    keep_every_steps: int | None = Field(
-        None, ge=1, description="checkpoints of multiples of it stay for good"
-    )
-    keep_best: int = Field(
-        0, ge=0, description="so many of the lowest validation loss, the sets' mean, stay"
-    )
-    max_failed_writes: int = Field(
-        3, ge=1, description="in a row; fewer cost their checkpoint and training goes on"
-    )
-    mirror: str | None = Field(
-        None,
-        description="URI of a folder in other storage, as in s3://BUCKET/PATH: each checkpoint is "
-        "copied there, and a run whose folder has none, or an older one, goes on from there",
-    )
-
-    @field_validator("mirror")
-    @classmethod
-    def _check_mirror(cls, uri: str | None) -> str | None:
-        if uri is None:
-            return None
-        parts = urlsplit(uri)
-        if parts.scheme not in _STORAGES or not (parts.netloc + parts.path).strip("/"):
-            raise ValueError(
-                "checkpoint.mirror must be a URI such as s3://BUCKET/PATH or file:///PATH, of "
-                + ", ".join(_STORAGES)
-            )
-        # A secret may hold a slash, and then what a URI's parts are is anybody's guess.
-        if "@" in parts.netloc + parts.path and (parts.scheme == "s3" or ":" in parts.netloc):
-            raise ValueError(
-                "checkpoint.mirror must hold no keys, which would be written into each checkpoint: "
-                "give them as the storage's own tools expect (such as AWS_ACCESS_KEY_ID)"
-            )
-        return uri
 
 
 def step_folder(folder: Path, step: int) -> Path:

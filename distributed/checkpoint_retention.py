@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from distributed.checkpoint import CheckpointConfig, list_steps, step_folder
+from distributed.checkpoint import list_steps, step_folder
+from distributed.config import CheckpointConfig
 from distributed.files import remove_folder
 
 

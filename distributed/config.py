@@ -1,6 +1,15 @@
-"""The configuration base that every component's own model extends."""
+"""The base of every section of a configuration, and the sections that this package owns.
 
-from pydantic import BaseModel, ConfigDict
+Imports no torch, as no configuration does: a wrong field is told at once, not after the seconds
+that torch takes.
+"""
+
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+_STORAGES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")  # pyarrow's
 
 
 class Config(BaseModel):
@@ -9,3 +18,67 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+
+class ZeroConfig(Config):
+    """How weights, gradients and optimizer states are divided between the ranks."""
+
+    stage: Literal[0, 1, 2, 3] = Field(
+        2, description="0 none, 1 optimizer states, 2 and gradients, 3 and weights"
+    )
+    offload_optimizer: bool = Field(False, description="keep masters and moments in host memory")
+    grad_dtype: Literal["fp32"] | None = Field(
+        None, description="fp32 accumulates gradients in fp32; null in the model's precision"
+    )
+    advanced: dict[str, int | float | bool] = Field(
+        default_factory=dict,
+        description="further keys of DeepSpeed's zero_optimization, e.g. {sub_group_size: 1000000}",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.stage == 0 and self.offload_optimizer:
+            raise ValueError("zero.offload_optimizer needs zero.stage 1, 2 or 3")
+        if "stage" in self.advanced:
+            raise ValueError("zero.advanced may not hold stage: set zero.stage")
+        return self
+
+
+class CheckpointConfig(Config):
+    """When to save and what to keep."""
+
+    interval_steps: int = Field(1000, ge=1)
+    keep_last: int = Field(3, ge=1, description="older ones are removed after a save")
+    keep_every_steps: int | None = Field(
+        None, ge=1, description="checkpoints of multiples of it stay for good"
+    )
+    keep_best: int = Field(
+        0, ge=0, description="so many of the lowest validation loss, the sets' mean, stay"
+    )
+    max_failed_writes: int = Field(
+        3, ge=1, description="in a row; fewer cost their checkpoint and training goes on"
+    )
+    mirror: str | None = Field(
+        None,
+        description="URI of a folder in other storage, as in s3://BUCKET/PATH: each checkpoint is "
+        "copied there, and a run whose folder has none, or an older one, goes on from there",
+    )
+
+    @field_validator("mirror")
+    @classmethod
+    def _check_mirror(cls, uri: str | None) -> str | None:
+        if uri is None:
+            return None
+        parts = urlsplit(uri)
+        if parts.scheme not in _STORAGES or not (parts.netloc + parts.path).strip("/"):
+            raise ValueError(
+                "checkpoint.mirror must be a URI such as s3://BUCKET/PATH or file:///PATH, of "
+                + ", ".join(_STORAGES)
+            )
+        # A secret may hold a slash, and then what a URI's parts are is anybody's guess.
+        if "@" in parts.netloc + parts.path and (parts.scheme == "s3" or ":" in parts.netloc):
+            raise ValueError(
+                "checkpoint.mirror must hold no keys, which would be written into each checkpoint: "
+                "give them as the storage's own tools expect (such as AWS_ACCESS_KEY_ID)"
+            )
+        return uri

@@ -7,40 +7,15 @@ import difflib
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
 
-from distributed.config import Config
+from distributed.config import ZeroConfig
 from distributed.errors import BadInput
 from distributed.partition import NamedParameters, Partition
 
 Precision = Literal["fp32", "bf16"]
-
-
-class ZeroConfig(Config):
-    """How weights, gradients and optimizer states are divided between the ranks."""
-
-    stage: Literal[0, 1, 2, 3] = Field(
-        2, description="0 none, 1 optimizer states, 2 and gradients, 3 and weights"
-    )
-    offload_optimizer: bool = Field(False, description="keep masters and moments in host memory")
-    grad_dtype: Literal["fp32"] | None = Field(
-        None, description="fp32 accumulates gradients in fp32; null in the model's precision"
-    )
-    advanced: dict[str, int | float | bool] = Field(
-        default_factory=dict,
-        description="further keys of DeepSpeed's zero_optimization, e.g. {sub_group_size: 1000000}",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.stage == 0 and self.offload_optimizer:
-            raise ValueError("zero.offload_optimizer needs zero.stage 1, 2 or 3")
-        if "stage" in self.advanced:
-            raise ValueError("zero.advanced may not hold stage: set zero.stage")
-        return self
 
 
 class Engine:

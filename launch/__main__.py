@@ -158,15 +158,9 @@ def pretrain(
       sparsebert pretrain configs/demo_general.yaml zero.stage=3 launch.num_workers=3
       torchrun --nproc-per-node 2 -m launch pretrain configs/demo_general.yaml
     """  # noqa: D301 (\b keeps the lines below it apart)
-    from launch.config_loading import apply_overrides, read_yaml
-
-    # What needs no model to be refused is refused before the seconds that importing one takes.
-    apply_overrides(read_yaml(config), overrides or [])
-
     from launch.configuration import load_config, resolve_paths
 
     resolved = resolve_paths(load_config(config, overrides or []))
-
     from launch.driver import pretrain as run_pretraining
 
     raise typer.Exit(run_pretraining(resolved, local=local))

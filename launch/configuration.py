@@ -1,7 +1,7 @@
 """The root configuration of a pretraining run: a section a component, and what holds across them.
 
-Each section's model stands beside its component; this file is the table of contents. A run is a
-YAML file with dotted overrides over it: `sparsebert pretrain configs/demo.yaml zero.stage=3`.
+Each section is declared by the package that it configures; this file is the table of contents.
+A run is a YAML file with dotted overrides: `sparsebert pretrain configs/demo.yaml zero.stage=3`.
 """
 
 import os
@@ -13,14 +13,14 @@ from typing import Any, Literal, Self, TypeVar, overload
 import yaml
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
-from bert.corpora.batches import DataConfig
-from bert.distillation import DistillationConfig
-from bert.evaluation import EvaluationConfig
-from bert.model import ModelConfig
-from bert.pretraining import TrainConfig
-from distributed.checkpoint import CheckpointConfig
-from distributed.config import Config
-from distributed.zero import ZeroConfig
+from bert.configuration import (
+    DataConfig,
+    DistillationConfig,
+    EvaluationConfig,
+    ModelConfig,
+    TrainConfig,
+)
+from distributed.config import CheckpointConfig, Config, ZeroConfig
 from launch import config_loading
 from launch.slurm.config import SlurmConfig
 from sparsity.schedule import SparsityConfig

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from bert.configuration import ModelConfig
 from bert.export import build_meta_model, export_model
 from bert.heads import MASKED_LM, Head, task_head
-from bert.model import ModelConfig, named_weights
+from bert.model import named_weights
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.checkpoint import MASK, MASTER, Checkpoint
 from distributed.checkpoint_manifest import MANIFEST

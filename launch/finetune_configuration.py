@@ -6,13 +6,10 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from bert.distillation import DistillationConfig
-from bert.tasks.configuration import SplitConfig, TaskConfig
-from bert.tasks.finetuning import FinetuneTrainConfig
+from bert.configuration import DistillationConfig
+from bert.tasks.configuration import FinetuneTrainConfig, SplitConfig, TaskConfig
 from bert.tasks.sources import HUB_PREFIX
-from distributed.checkpoint import CheckpointConfig
-from distributed.config import Config
-from distributed.zero import ZeroConfig
+from distributed.config import CheckpointConfig, Config, ZeroConfig
 from launch.configuration import LaunchConfig, check_name, defaults_of, resolve_paths
 
 

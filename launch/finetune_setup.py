@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bert.model import ModelConfig
+from bert.configuration import ModelConfig
 from bert.restoring import transfer_start
 from bert.source_model import describe_source
 from bert.tasks.model import TaskModel, build_task_model

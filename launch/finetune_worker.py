@@ -12,13 +12,14 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+from bert.configuration import ModelConfig
 from bert.metrics import Metrics, MetricsFiles
-from bert.model import ModelConfig, flops_per_token
+from bert.model import flops_per_token
 from bert.pretraining import TrainState, train
 from bert.restoring import Start, resume_start, transfer_start
 from bert.tasks.batches import TaskBatches
-from bert.tasks.finetuning import TaskValidation
 from bert.tasks.predicting import predict
+from bert.tasks.validation import TaskValidation
 from bert.teacher import DistilledBatches
 from bert.vocabulary import load_vocabulary
 from distributed.checkpoint import Checkpoint, list_steps, step_folder

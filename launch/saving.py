@@ -10,9 +10,9 @@ from bert.mask_integrity import check_masks
 from bert.metrics import Metrics
 from bert.numbers import GoBack
 from bert.pretraining import TrainState
-from distributed.checkpoint import CheckpointConfig
 from distributed.checkpoint_async import CheckpointWriter
 from distributed.checkpoint_retention import remove_old
+from distributed.config import CheckpointConfig
 from distributed.zero import Engine
 from launch.attempt import Attempt
 from launch.run_events import append_event

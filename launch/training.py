@@ -18,14 +18,15 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from bert.configuration import TrainConfig
 from bert.loss_spikes import SpikeDetector
 from bert.model import is_prunable, named_weights, uses_weight_decay
 from bert.numbers import GoBack
-from bert.pretraining import TrainConfig
 from bert.restoring import Start, fill_module, restore_engine
+from distributed.config import ZeroConfig
 from distributed.fencing import check_claim
 from distributed.topology import Topology, detect_topology, ensure_process_group
-from distributed.zero import Engine, ZeroConfig, build_engine
+from distributed.zero import Engine, build_engine
 from launch.attempt import Attempt, agree_on_attempt
 from launch.configuration import LaunchConfig
 from launch.run_events import append_event

@@ -13,19 +13,18 @@ row) alone. Shapes: R micro_batch_rows, T row_tokens, S segments, M capacity for
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field, model_validator
 
+from bert.configuration import DataConfig
 from bert.corpora.masking import build_masker, masked_count
 from bert.corpora.packing import SPECIALS_PER_SEGMENT, PackedRows, pack_corpus
 from bert.corpora.randomness import Purpose
 from bert.corpora.row_order import Int64Array, RowOrder
 from bert.corpora.shards import TokenCorpus, open_corpus
 from bert.vocabulary import Vocabulary
-from distributed.config import Config
 from distributed.errors import BadInput
 
 IGNORED_LABEL = -100
@@ -35,24 +34,6 @@ VALIDATION_SEED = 0
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | Path) else value
-
-
-class DataConfig(Config):
-    """What the model reads, and how it is cut into rows."""
-
-    shards: Annotated[list[Path], BeforeValidator(_as_list), Field(min_length=1)]
-    max_seq_len: int = Field(default=128, ge=8, le=512)
-    row_tokens: int = 512
-    mlm_probability: float = Field(default=0.15, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _row_holds_a_segment(self) -> "DataConfig":
-        if self.row_tokens < self.max_seq_len:
-            raise ValueError(
-                f"data.row_tokens is {self.row_tokens}: it must be at least data.max_seq_len "
-                f"({self.max_seq_len})"
-            )
-        return self
 
 
 @dataclass

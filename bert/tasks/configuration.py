@@ -1,10 +1,16 @@
-"""A task, as its YAML file describes it: files, their format, labels, metrics and lengths."""
+"""A task, as its YAML file describes it: files, their format, labels, metrics, lengths, training.
 
+Imports no torch, as no configuration does.
+"""
+
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from bert import numbers
+from bert.configuration import TrainConfig
 from distributed.config import Config
 
 Kind = Literal[
@@ -144,3 +150,55 @@ class TaskConfig(Config):
     def main_metric(self) -> str:
         """What decides between checkpoints and learning rates, on dev; larger is better."""
         return self.metrics[0]
+
+
+class FinetuneTrainConfig(Config):
+    """How a model is fine-tuned; the defaults are BERT's and BLURB's (arXiv 2007.15779)."""
+
+    epochs: float = Field(3, gt=0)
+    global_batch_rows: int = Field(32, ge=1, description="rows of one step, over all ranks")
+    micro_batch_rows: int = Field(32, ge=1, description="rows of one forward on one rank")
+    learning_rate: float = Field(3e-5, gt=0)
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the steps")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="0 does not clip")
+    hidden_dropout: float = Field(0.1, ge=0, lt=1)
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    log_interval_steps: int = Field(50, ge=1)
+    on_non_finite: numbers.Policy = Field(
+        "skip", description="what follows a gradient that is not finite"
+    )
+    max_non_finite_steps: int = Field(
+        10, ge=0, description="in a row, or returns to a checkpoint, before the run ends"
+    )
+    evaluations_per_epoch: int = Field(1, ge=1, description="on dev; each saves a checkpoint")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many evaluations on dev without a better one"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"train.betas {self.betas} must lie in [0, 1)")
+        return self
+
+    def plan(self, num_rows: int) -> TrainConfig:
+        """The same in steps, for a training split of `num_rows` rows."""
+        total_steps = max(1, round(self.epochs * num_rows / self.global_batch_rows))
+        fields = self.model_dump(
+            exclude={"epochs", "warmup_fraction", "evaluations_per_epoch", "patience"}
+        )
+        return TrainConfig(
+            **fields,
+            total_steps=total_steps,
+            warmup_steps=round(self.warmup_fraction * total_steps),
+        )
+
+    def evaluation_interval_steps(self, num_rows: int) -> int:
+        """Steps between two evaluations."""
+        per_epoch = num_rows / self.global_batch_rows
+        return max(1, math.ceil(per_epoch / self.evaluations_per_epoch))

@@ -19,13 +19,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import BertConfig, BertModel
 
 from bert.attention import PACKED_ATTENTION
-from bert.distillation import (
-    DistillationConfig,
-    mix,
-    soft_binary_cross_entropy,
-    soft_cross_entropy,
-)
-from bert.model import IGNORE_INDEX, ModelConfig, build_bert_config, encode_packed
+from bert.configuration import DistillationConfig, ModelConfig
+from bert.distillation import mix, soft_binary_cross_entropy, soft_cross_entropy
+from bert.model import IGNORE_INDEX, build_bert_config, encode_packed
 from bert.tasks.configuration import Kind
 
 

@@ -22,8 +22,6 @@ Start = Callable[..., Command]
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("c++") is None and shutil.which("g++") is None:
-        pytest.skip("DeepSpeed compiles its CPU collective: there is no C++ compiler")
     return tmp_path_factory.mktemp("integration")
 
 

@@ -7,17 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from distributed.checkpoint import (
-    MASK,
-    MASTER,
-    Checkpoint,
-    CheckpointConfig,
-    find_newest,
-    list_steps,
-)
+from distributed.checkpoint import MASK, MASTER, Checkpoint, find_newest, list_steps
 from distributed.checkpoint_manifest import MANIFEST, BadCheckpoint, seal
 from distributed.checkpoint_retention import remove_old
 from distributed.checkpoint_writer import save_checkpoint
+from distributed.config import CheckpointConfig
 from sparsity.controller import SparsityController
 from sparsity.schedule import SparsityConfig
 from tests.multiprocess import pool

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bert.pretraining import TrainConfig, compute_learning_rate
+from bert.configuration import TrainConfig
+from bert.pretraining import compute_learning_rate
 from distributed.checkpoint import MASTER
 from distributed.errors import BadInput
 from launch.exporting import export_checkpoint

@@ -6,8 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from distributed.config import ZeroConfig
 from distributed.partition import Fragment
-from distributed.zero import Engine, ZeroConfig, build_engine
+from distributed.zero import Engine, build_engine
 
 
 class Toy(nn.Module):

@@ -1,6 +1,8 @@
 """The import rule: launch -> bert -> sparsity -> distributed; who imports Ray and DeepSpeed."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,3 +84,12 @@ def test_what_is_allowed() -> None:
     assert find_violations("def f():\n    import ray", "launch/a.py") == []
     assert find_violations("import deepspeed", "distributed/zero.py") == []
     assert find_violations("import distributed.zero, sparsity, torch", "bert/a.py") == []
+
+
+def test_configurations_need_no_torch() -> None:
+    program = (
+        "import sys, launch.__main__, launch.configuration, launch.finetune_configuration, "
+        "launch.study; print(*{'torch', 'transformers', 'deepspeed', 'ray'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "\n", done.stdout + done.stderr

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bert.model import ModelConfig, PretrainingModel, build_model
+from bert.configuration import ModelConfig
+from bert.model import PretrainingModel, build_model
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "##a", "##b"]
 

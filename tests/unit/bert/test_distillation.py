@@ -4,12 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bert.distillation import (
-    DistillationConfig,
-    mix,
-    soft_binary_cross_entropy,
-    soft_cross_entropy,
-)
+from bert.configuration import DistillationConfig
+from bert.distillation import mix, soft_binary_cross_entropy, soft_cross_entropy
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from bert.pretraining import TrainConfig, compute_learning_rate
+from bert.configuration import TrainConfig
+from bert.pretraining import compute_learning_rate
 
 
 def rates(**fields: Any) -> list[float]:

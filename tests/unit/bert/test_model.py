@@ -12,8 +12,8 @@ from transformers import (
     BertModel,
 )
 
+from bert.configuration import ModelConfig
 from bert.model import (
-    ModelConfig,
     PretrainingModel,
     build_bert_config,
     build_model,

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bert.pretraining import TrainConfig, TrainState, compute_learning_rate, seed_dropout
+from bert.configuration import TrainConfig
+from bert.pretraining import TrainState, compute_learning_rate, seed_dropout
 
 PEAK = 2e-3
 

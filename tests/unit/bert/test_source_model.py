@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForPreTraining
 
-from bert.model import ModelConfig, is_prunable
+from bert.configuration import ModelConfig
+from bert.model import is_prunable
 from bert.restoring import transfer_start
 from bert.source_model import describe_source
 from bert.tasks.model import build_task_model

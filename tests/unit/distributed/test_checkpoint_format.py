@@ -16,16 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from distributed.checkpoint import (
-    MASK,
-    MASTER,
-    Checkpoint,
-    CheckpointConfig,
-    find_newest,
-    list_steps,
-)
+from distributed.checkpoint import MASK, MASTER, Checkpoint, find_newest, list_steps
 from distributed.checkpoint_manifest import MANIFEST, BadCheckpoint, seal
 from distributed.checkpoint_retention import remove_old
+from distributed.config import CheckpointConfig
 from distributed.files import sha256_of
 from tests.unit.distributed.conftest import NUMELS, STATE, STEP, masks, tensors, write
 

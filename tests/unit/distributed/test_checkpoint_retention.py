@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from distributed.checkpoint import Checkpoint, CheckpointConfig, list_steps
+from distributed.checkpoint import Checkpoint, list_steps
 from distributed.checkpoint_retention import choose_kept, remove_old, set_aside
+from distributed.config import CheckpointConfig
 from tests.unit.distributed.conftest import write
 
 STEPS = [10, 20, 30, 40, 50, 60]

@@ -8,8 +8,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from distributed.checkpoint import Checkpoint, CheckpointConfig, list_steps
+from distributed.checkpoint import Checkpoint, list_steps
 from distributed.checkpoint_manifest import MANIFEST
+from distributed.config import CheckpointConfig
 from distributed.errors import BadInput
 from distributed.mirror import Mirror
 from tests.unit.distributed.conftest import write

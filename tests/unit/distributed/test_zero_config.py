@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from distributed.zero import ZeroConfig, _deepspeed_config
+from distributed.config import ZeroConfig
+from distributed.zero import _deepspeed_config
 
 STAGES = (0, 1, 2, 3)
 

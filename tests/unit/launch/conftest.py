@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from bert.model import ModelConfig, build_model, is_prunable, named_weights
+from bert.configuration import ModelConfig
+from bert.model import build_model, is_prunable, named_weights
 from bert.vocabulary import SPECIAL_TOKENS, load_vocabulary
 from distributed.checkpoint_writer import save_checkpoint
 from distributed.hashing import hex_digest, name_hash, position_hash

@@ -7,8 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from bert.configuration import DataConfig
 from bert.corpora.batches import (
-    DataConfig,
     MicroBatch,
     RowBatches,
     build_training_batches,

@@ -13,7 +13,8 @@ from transformers import (
     BertForTokenClassification,
 )
 
-from bert.model import ModelConfig, is_prunable, named_weights
+from bert.configuration import ModelConfig
+from bert.model import is_prunable, named_weights
 from bert.tasks.batches import TaskBatches, TaskMicroBatch
 from bert.tasks.encoding import Row
 from bert.tasks.model import TaskModel, build_task_model

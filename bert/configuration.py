@@ -1,0 +1,173 @@
+"""The sections of a run's configuration that this package owns: model, data, training, validation.
+
+Imports no torch, as no configuration does: a wrong field is told at once, not after the seconds
+that torch and transformers take.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from bert import numbers
+from distributed.config import Config
+
+
+class ModelConfig(Config):
+    """The dimensions of a BERT encoder; the defaults are BERT-base (arXiv 1810.04805)."""
+
+    hidden_size: int = Field(768, ge=1)
+    num_layers: int = Field(12, ge=1)
+    num_heads: int = Field(12, ge=1)
+    intermediate_size: int = Field(3072, ge=1)
+    max_position_embeddings: int = Field(512, ge=1)
+    initializer_range: float = Field(
+        0.02,
+        gt=0,
+        description="standard deviation of new weights; small models learn sooner with more",
+    )
+    initialization: Literal["normal", "structured"] = Field(
+        "normal",
+        description="normal: BERT's; structured: attention starts on neighbours and passes on what "
+        "it sees, which learns sooner from little text",
+    )
+    vocab: Path = Field(description="WordPiece vocabulary, one token a line")
+    init_from: Path | None = Field(
+        None, description="run, checkpoint or Hugging Face folder to take the first weights from"
+    )
+    attention: Literal["segment", "token"] = Field(
+        "segment", description="token: each token sees itself only, a control that must not learn"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"model.hidden_size ({self.hidden_size}) is not a multiple of "
+                f"model.num_heads ({self.num_heads})"
+            )
+        head_dim = self.hidden_size // self.num_heads
+        if self.initialization == "structured" and (self.num_heads < 3 or head_dim % 2):
+            raise ValueError(
+                "model.initialization structured needs 3 heads or more of an even size: "
+                f"model.num_heads is {self.num_heads} and a head has {head_dim} dimensions"
+            )
+        return self
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | Path) else value
+
+
+class DataConfig(Config):
+    """What the model reads, and how it is cut into rows."""
+
+    shards: Annotated[list[Path], BeforeValidator(_as_list), Field(min_length=1)]
+    max_seq_len: int = Field(default=128, ge=8, le=512)
+    row_tokens: int = 512
+    mlm_probability: float = Field(default=0.15, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _row_holds_a_segment(self) -> "DataConfig":
+        if self.row_tokens < self.max_seq_len:
+            raise ValueError(
+                f"data.row_tokens is {self.row_tokens}: it must be at least data.max_seq_len "
+                f"({self.max_seq_len})"
+            )
+        return self
+
+
+class TrainConfig(Config):
+    """How the weights are trained."""
+
+    total_steps: int = Field(..., ge=1)
+    global_batch_rows: int = Field(..., ge=1, description="rows of one step, over all ranks")
+    micro_batch_rows: int = Field(..., ge=1, description="rows of one forward on one rank")
+    learning_rate: float = Field(..., gt=0)
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = Field(0, ge=0)
+    lr_rewind_interval_steps: int | None = Field(
+        None,
+        ge=1,
+        description="begin the decay anew every so many steps, in step with the masks' updates as "
+        "Prune Once for All and oBERT do",
+    )
+    lr_rewind_end_step: int | None = Field(
+        None, ge=1, description="the last rewind; from there the decay goes to the end"
+    )
+    lr_floor: float = Field(
+        0.0, ge=0, lt=1, description="share of learning_rate that a decay ends at"
+    )
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    adam_eps: float = Field(
+        1e-6, gt=0, description="BERT's; the larger, the less rare tokens drift on tiny gradients"
+    )
+    max_grad_norm: float = Field(1.0, ge=0, description="0 does not clip")
+    hidden_dropout: float = Field(0.0, ge=0, lt=1)
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    log_interval_steps: int = Field(10, ge=1)
+    on_non_finite: numbers.Policy = Field(
+        "skip", description="what follows a gradient that is not finite"
+    )
+    max_non_finite_steps: int = Field(
+        10, ge=0, description="in a row, or returns to a checkpoint, before the run ends"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup_steps > self.total_steps:
+            raise ValueError(
+                f"train.warmup_steps ({self.warmup_steps}) is above "
+                f"train.total_steps ({self.total_steps})"
+            )
+        if (self.lr_rewind_interval_steps is None) != (self.lr_rewind_end_step is None):
+            raise ValueError(
+                "set both of train.lr_rewind_interval_steps and train.lr_rewind_end_step, or none"
+            )
+        if self.lr_rewind_end_step is not None and not (
+            self.warmup_steps < self.lr_rewind_end_step < self.total_steps
+        ):
+            raise ValueError(
+                f"train.lr_rewind_end_step ({self.lr_rewind_end_step}) must lie between "
+                f"train.warmup_steps ({self.warmup_steps}) and train.total_steps "
+                f"({self.total_steps})"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"train.betas {self.betas} must lie in [0, 1)")
+        return self
+
+
+class EvaluationConfig(Config):
+    """When to validate and on what."""
+
+    interval_steps: int = Field(1000, ge=1)
+    rows: int = Field(256, ge=1, description="rows of each set, the same ones every time")
+    mlm_probability: float = Field(
+        0.15,
+        gt=0,
+        lt=1,
+        description="share of the tokens to predict, whatever the share in training: the fewer "
+        "words are left to see, the higher the loss",
+    )
+    sets: dict[str, list[Path]] = Field(
+        default_factory=dict, description="name of a set: its folder, or a list of folders"
+    )
+
+    @field_validator("sets", mode="before")
+    @classmethod
+    def _accept_one_folder(cls, value: object) -> object:
+        if isinstance(value, dict):
+            return {k: v if isinstance(v, list) else [v] for k, v in value.items()}
+        return value
+
+
+class DistillationConfig(Config):
+    """Whom to learn from and how much."""
+
+    teacher: Path = Field(
+        description="run, checkpoint or Hugging Face folder, trained for the same"
+    )
+    temperature: float = Field(2.0, gt=0)
+    hardness: float = Field(0.5, ge=0, le=1, description="weight of the teacher; 1 is it alone")
