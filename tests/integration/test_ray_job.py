@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration import virtual_nodes
+from tests.integration import network_storage, virtual_nodes
 from tests.integration.commands import ROOT, Command, checkpoints, last_step, metrics
 from tests.integration.conftest import STEPS, Start
 from tests.integration.ray_nodes import RayNodes, ray_nodes
@@ -157,6 +157,36 @@ def test_detached_followed_and_stopped_by_ray_itself(
     )
     step = max(checkpoints(run))
     assert f"{run} is stopped and saved at step {step} of 100000" in told.stdout
+
+
+NO_STORAGE = network_storage.why_not()
+
+
+@pytest.mark.skipif(NO_STORAGE is not None, reason=str(NO_STORAGE))
+def test_a_run_folder_on_network_storage(
+    ray: RayNodes,
+    nodes: VirtualNodes,
+    reference: tuple[Command, Path],
+    config_file: Path,
+    workspace: Path,
+    start: Start,
+) -> None:
+    """Every node has it mounted for itself. A worker dies, and another launcher wants the run."""
+    runs = workspace / "network"
+    run = runs / "networked"
+    options = ["name=networked", f"launch.runs_dir={runs}", "launch.cpus_per_worker=1"]
+    options += ["launch.placement=spread"]
+    with network_storage.network_storage(nodes, workspace / "storage", runs):
+        env = {**ray.env, "PYTHONPATH": str(ROOT)}
+        command = start("submit", "--ray", ray.dashboard, config_file, *options, env=env)
+        command.await_step(run, 12)
+        nodes[2].run("pkill", "-9", "-f", "RayTrainWorker", check=True)
+        second = start("pretrain", config_file, *options, "--local")
+        assert second.wait() == 2, second.out + second.err
+        assert f"error: {run} is being trained by process " in second.err
+        assert command.wait() == 0, command.out + command.err
+        assert re.search(r"restarting from step \d+ \(2 restart\(s\) left\)", command.out)
+        assert_equal_runs(run, reference[1])
 
 
 def test_fewer_workers_after_a_lost_node_and_more_when_it_is_back(
