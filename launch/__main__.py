@@ -193,13 +193,9 @@ def finetune(
 
     loaded = load_config(config, overrides or [], root=FinetuneConfig)
     resolved = resolve_finetune_paths(loaded)
-    from launch.finetuning import collect_results
     from launch.finetuning import finetune as run_finetuning
 
-    code = run_finetuning(resolved, local=local, show=not as_json)
-    if as_json and code == 0:
-        print_json(collect_results(resolved))
-    raise typer.Exit(code)
+    raise typer.Exit(run_finetuning(resolved, local=local, tell=print_json if as_json else None))
 
 
 @app.command()

@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from bert.tasks.configuration import TaskConfig
+from bert.tasks.splits import load_task
 from distributed.errors import BadInput
 from launch.finetune_results import read_results
 from launch.finetune_setup import check_unchanged
 from launch.progress import StatusLine, make_console
-from launch.run_folder import run_folder_of
+from launch.run_folder import resolve_source, run_folder_of
 from launch.run_setup import fingerprint
 from launch.stopping import STOPPED_EXIT_CODE
 from launch.study import (
@@ -104,11 +105,19 @@ def _complete(
     Raises:
         BadInput: what is there was made with another configuration or another model.
     """
-    fingerprint_of = functools.cache(fingerprint)
+    # Many runs share a model and a task, each of which takes a while to read.
+    model_fingerprint = functools.cache(lambda init_from: fingerprint(resolve_source(init_from)))
+    data_fingerprints: dict[str, str] = {}
     for run in runs:
         config = load_finetune(study, run)
+        if run.task not in data_fingerprints:
+            data_fingerprints[run.task] = load_task(config.task).fingerprint
         for seed in run.seeds:
-            check_unchanged(config.for_seed(seed), fingerprint_of)
+            check_unchanged(
+                config.for_seed(seed),
+                model_fingerprint=model_fingerprint(config.model.init_from),
+                data_fingerprint=data_fingerprints[run.task],
+            )
     missing = [run for run in runs if _results(study, run) is None]
     done = len(runs) - len(missing)
     console = make_console(stderr=quiet)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from bert.source_model import describe_source
 from bert.tasks.model import TaskModel, build_task_model
 from bert.teacher import load_teacher
 from bert.vocabulary import load_vocabulary
+from distributed.checkpoint_manifest import MANIFEST, read_manifest
 from distributed.errors import BadInput
 from distributed.zero import check_advanced
 from launch.attempt import find_start
@@ -28,7 +29,7 @@ from launch.run_folder import (
     resolve_source,
     run_folder_of,
 )
-from launch.run_setup import RunPlan, begin_run, fingerprint
+from launch.run_setup import RunPlan, begin_run, begun_with, fingerprint, identify_teacher
 from sparsity.schedule import SparsityConfig
 
 _SPLITS = {"train", "dev", "test"}
@@ -58,13 +59,13 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
     source: Path | None = None
     old = _read_identity(folder)
     if old is not None and newest is not None:
-        # The first weights are history: their source may have moved, trained on or gone.
         model = ModelConfig.model_validate(
             {**old["model"]["dimensions"], "vocab": folder.vocab_file}
         )
         vocabulary = load_vocabulary(folder.vocab_file, lower_case=old["model"]["lower_case"])
         sparsity = old["sparsity"]
-        init_fingerprint = old["model"]["init_fingerprint"]
+        before = old["model"]["init_fingerprint"]
+        init_fingerprint = begun_with(folder, config.model.init_from, before)
     else:
         source = resolve_source(config.model.init_from)
         described = describe_source(source, vocab=config.model.vocab)
@@ -86,8 +87,9 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
             encoder_only=True,
         )
     build_task_teacher(config, inputs, device=torch.device("cpu"))
+    teacher = identify_teacher(config.distillation)
     fields = {
-        **_configured(config, data_fingerprint=inputs.data.fingerprint),
+        **_configured(config, data_fingerprint=inputs.data.fingerprint, distillation=teacher),
         "model": {
             "dimensions": model.model_dump(mode="json", exclude={"vocab", "init_from"}),
             "lower_case": vocabulary.lower_case,
@@ -109,28 +111,30 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
     )
 
 
-def check_unchanged(config: FinetuneConfig, fingerprint_of: Callable[[Path], str]) -> None:
-    """See that what is in the run's folder, if anything, began with this configuration and model.
+def check_unchanged(
+    config: FinetuneConfig, *, model_fingerprint: str, data_fingerprint: str
+) -> None:
+    """See that what is in the run's folder, if anything, has this configuration, model and data.
 
-    Weaker than `check_finetune`, which reads the data too; but that takes a source's change for
-    history. `fingerprint_of` is `fingerprint`, perhaps with a memory: it reads a whole model.
+    Unlike `check_finetune` it reads neither, and takes no change of the model for history.
 
     Raises:
-        BadInput: it did not.
+        BadInput: it has not.
     """
     folder = run_folder_of(config)
     old = _read_identity(folder)
     if old is None:
         return
-    source = resolve_source(config.model.init_from)
-    model = {**old["model"], "init_fingerprint": fingerprint_of(source)}
-    configured = _configured(config, data_fingerprint=old["task"]["fingerprint"])
+    model = {**old["model"], "init_fingerprint": model_fingerprint}
+    teacher = identify_teacher(config.distillation)
+    configured = _configured(config, data_fingerprint=data_fingerprint, distillation=teacher)
     check_identity(folder, {**old, **configured, "model": model})
 
 
-def _configured(config: FinetuneConfig, *, data_fingerprint: str) -> dict[str, Any]:
+def _configured(
+    config: FinetuneConfig, *, data_fingerprint: str, distillation: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The part of a run's identity that its configuration says."""
-    distillation = config.distillation
     return {
         "seed": config.seed,
         "task": {
@@ -138,9 +142,7 @@ def _configured(config: FinetuneConfig, *, data_fingerprint: str) -> dict[str, A
             "fingerprint": data_fingerprint,
         },
         "train": config.train.model_dump(mode="json", exclude=FREE_TRAIN_FIELDS),
-        "distillation": (
-            distillation.model_dump(mode="json", exclude={"teacher"}) if distillation else None
-        ),
+        "distillation": distillation,
     }
 
 
@@ -175,16 +177,40 @@ def build_task_teacher(
     """The fine-tuned model that distillation.teacher names; None without one.
 
     Raises:
-        BadInput: it is not there, has another vocabulary, or another task's head.
+        BadInput: it is not there, has another vocabulary, other labels or another task's head, or
+            reads less of a text.
     """
     if config.distillation is None:
         return None
     source = resolve_source(config.distillation.teacher)
     described = describe_source(source, vocab=inputs.vocabulary.path)
+    labels = _labels_of(source)
+    if labels is not None and labels != list(inputs.data.labels):
+        raise BadInput(
+            f"distillation.teacher: {source} tells {', '.join(labels)} apart, in this order, and "
+            f"the task {', '.join(inputs.data.labels) or 'no labels'}: give a model of this task"
+        )
+    positions = described.config.max_position_embeddings
+    if config.task.max_seq_len > positions:
+        raise BadInput(
+            f"task.max_seq_len ({config.task.max_seq_len}) is above the {positions} positions of "
+            f"distillation.teacher {source}: lower it"
+        )
     student = config.model_copy(update={"distillation": None})
     module = build_new_task_model(student, described.config, inputs)
     load_teacher(module, source, described.config, device=device, precision=config.train.precision)
     return module
+
+
+def _labels_of(source: Path) -> list[str] | None:
+    """The labels of a fine-tuned model in the order of its outputs, as far as it says."""
+    if (source / MANIFEST).exists():
+        labels = read_manifest(source).state.get("labels")
+        return [str(label) for label in labels] if isinstance(labels, list) else None
+    by_id = json.loads((source / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
+    labels = [str(by_id[key]) for key in sorted(by_id, key=int)]
+    # Hugging Face writes LABEL_0, LABEL_1, ... where nobody has named them.
+    return labels if any(label != f"LABEL_{i}" for i, label in enumerate(labels)) else None
 
 
 def is_scored(config: FinetuneConfig) -> bool:

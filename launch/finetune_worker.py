@@ -74,7 +74,7 @@ def run_finetuning(
                 most_returns=config.train.max_non_finite_steps,
             )
             if is_trained:
-                run.score()
+                run.score(asked_after_step)
         return state
 
 
@@ -122,6 +122,7 @@ class _Run:
             task=config.task,
             labels=self.inputs.data.labels,
             history=self._history(),
+            beat=stop_requested,
         )
         batches = self.batches("train")
         teacher = build_task_teacher(config, self.inputs, device=topology.device)
@@ -195,7 +196,7 @@ class _Run:
             )
         return state, state.step >= self.train_config.total_steps or validation.is_satisfied
 
-    def score(self) -> None:
+    def score(self, beat: Callable[[], object]) -> None:
         """Collective: score the best checkpoint, and write what it scored."""
         best = self._agree_on_best()
         module = build_new_task_model(self.config, self.model, self.inputs)
@@ -219,6 +220,7 @@ class _Run:
                 self.batches(name),
                 task=self.config.task,
                 labels=self.inputs.data.labels,
+                beat=beat,
             )
             for name in names
         }

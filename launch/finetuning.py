@@ -3,7 +3,7 @@
 Under --local all seeds share this process; else each has a Ray Train run of its own.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,32 +18,37 @@ from launch.progress import make_console
 from launch.run_folder import run_folder_of
 
 
-def finetune(config: FinetuneConfig, *, local: bool = False, show: bool = True) -> int:
+def finetune(
+    config: FinetuneConfig,
+    *,
+    local: bool = False,
+    tell: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> int:
     """Run every seed, or continue; the exit code: the first that is not 0 ends it.
 
     Args:
         config: with absolute paths.
         local: train in this process, without Ray.
-        show: print the table of scores.
+        tell: called in the end with the results of all seeds, by the first of torchrun's processes
+            alone; prints their table if it is None.
 
     Raises:
         BadInput: one sentence on what to change.
     """
     local = local or is_under_torchrun()
-    with process_group(config.launch) if local else nullcontext():
+    with process_group(config.launch) if local else nullcontext() as group:
         for seed in config.seeds:
             code = run(config.for_seed(seed), local=local)
             if code:
                 return code
-    if show:
-        make_console().print(build_table(config, collect_results(config)))
+    if group is None or group[0].is_first:
+        found = (read_results(run_folder_of(config.for_seed(seed))) for seed in config.seeds)
+        results = [one for one in found if one is not None]
+        if tell is not None:
+            tell(results)
+        else:
+            make_console().print(build_table(config, results))
     return 0
-
-
-def collect_results(config: FinetuneConfig) -> list[dict[str, Any]]:
-    """The results of all seeds that have any."""
-    found = (read_results(run_folder_of(config.for_seed(seed))) for seed in config.seeds)
-    return [results for results in found if results is not None]
 
 
 def build_table(config: FinetuneConfig, results: Iterable[Mapping[str, Any]]) -> Table:
@@ -52,7 +57,8 @@ def build_table(config: FinetuneConfig, results: Iterable[Mapping[str, Any]]) ->
     table = Table(title=f"{config.name} from {config.model.init_from}")
     for heading in ("seed", "best step"):
         table.add_column(heading, justify="right")
-    columns = [(s, m) for s in ("dev", "test") for m in config.task.metrics if results[0].get(s)]
+    splits = [split for split in ("dev", "test") if all(one.get(split) for one in results)]
+    columns = [(split, metric) for split in splits for metric in config.task.metrics]
     for split, metric in columns:
         table.add_column(f"{split} {metric}", justify="right")
     for one in results:

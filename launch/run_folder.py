@@ -38,6 +38,8 @@ _LABELS = {
     "data.fingerprint": "the content of data.shards",
     "model.vocab_sha256": "the content of model.vocab",
     "model.init_fingerprint": "the content of model.init_from",
+    "task.fingerprint": "the content of task.train, task.dev or task.test",
+    "distillation.teacher": "the content of distillation.teacher",
 }
 _ABSENT = object()
 
@@ -131,11 +133,13 @@ def identity(
     data_fingerprint: str,
     vocab_sha256: str,
     init_fingerprint: str | None,
+    distillation: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """What makes a run that run, as JSON: two starts with equal identities are one run.
 
-    Data, vocabulary and first weights count by content, not by path. `launch`, `zero`,
-    `checkpoint`, `evaluation`, micro-batches and logging may change between starts.
+    Data, vocabulary, first weights and the teacher in `distillation` count by content, not by path.
+    `launch`, `zero`, `checkpoint`, `evaluation`, micro-batches and logging may change between
+    starts.
     """
     model = config.model.model_dump(mode="json", exclude={"vocab", "init_from"})
     data = config.data.model_dump(mode="json", exclude={"shards"})
@@ -145,14 +149,8 @@ def identity(
         "data": {**data, "fingerprint": data_fingerprint},
         "train": config.train.model_dump(mode="json", exclude=FREE_TRAIN_FIELDS),
         "sparsity": config.sparsity.model_dump(mode="json") if config.sparsity else None,
-        "distillation": _distillation(config),
+        "distillation": distillation,
     }
-
-
-def _distillation(config: "PretrainConfig") -> dict[str, Any] | None:
-    if config.distillation is None:
-        return None
-    return config.distillation.model_dump(mode="json", exclude={"teacher"})
 
 
 def check_identity(folder: RunFolder, identity: Mapping[str, Any]) -> bool:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
+from bert.configuration import DistillationConfig
 from bert.corpora.shards import open_corpus
 from bert.corpora.unigram import load_unigram_counts
 from bert.model import PretrainingModel, build_model, is_prunable, weight_shapes
@@ -77,8 +79,8 @@ def check_run(config: PretrainConfig) -> RunPlan:
     newest, _ = find_start(folder)
     source, init_fingerprint = None, None
     if newest is not None:
-        # The first weights are history: their source may have moved, trained on or gone.
-        init_fingerprint = newest.section("identity", "model").get("init_fingerprint")
+        old = newest.section("identity", "model").get("init_fingerprint")
+        init_fingerprint = begun_with(folder, config.model.init_from, old)
     elif config.model.init_from is not None:
         source = resolve_source(config.model.init_from)
         init_fingerprint = fingerprint(source)
@@ -94,6 +96,7 @@ def check_run(config: PretrainConfig) -> RunPlan:
         data_fingerprint=corpus.fingerprint,
         vocab_sha256=vocabulary.sha256,
         init_fingerprint=init_fingerprint,
+        distillation=identify_teacher(config.distillation),
     )
     check_identity(folder, fields)
     return RunPlan(
@@ -169,6 +172,37 @@ def build_teacher(
     )
     load_teacher(module, source, described.config, device=device, precision=config.train.precision)
     return module
+
+
+def begun_with(folder: RunFolder, init_from: Path | None, old: str | None) -> str | None:
+    """The fingerprint of the first weights of a run that goes on.
+
+    As long as the configuration names the same source it is `old`: that source is history, and may
+    have moved, trained on or gone. Another source counts by its weights.
+
+    Raises:
+        BadInput: another source is named, and has no model.
+    """
+    try:
+        recorded = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
+        before = recorded["model"]["init_from"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        before = None if init_from is None else ""  # unknown: look at the weights
+    if before == (None if init_from is None else str(init_from)):
+        return old
+    return None if init_from is None else fingerprint(resolve_source(init_from))
+
+
+def identify_teacher(distillation: DistillationConfig | None) -> dict[str, Any] | None:
+    """What of `distillation` makes a run that run: the teacher by its weights, not by its path.
+
+    Raises:
+        BadInput: there is no such teacher.
+    """
+    if distillation is None:
+        return None
+    teacher = fingerprint(resolve_source(distillation.teacher))
+    return {**distillation.model_dump(mode="json", exclude={"teacher"}), "teacher": teacher}
 
 
 def fingerprint(source: Path) -> str:

@@ -62,6 +62,9 @@ class StudyConfig(Config):
                 raise ValueError(f"models.{name}.twin is {model.twin}, which is no model here")
         for name in (*self.models, *self.tasks):
             check_name(name)
+        # As they stand in the names of the runs' folders.
+        if len({f"{rate:g}" for rate in self.learning_rates}) < len(self.learning_rates):
+            raise ValueError("learning_rates has a rate twice")
         if self.grid_seeds > len(self.seeds):
             raise ValueError(f"grid_seeds ({self.grid_seeds}) is above the number of seeds")
         return self

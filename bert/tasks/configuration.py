@@ -53,6 +53,9 @@ _FORMATS_OF: dict[Kind, set[str]] = {
 }
 
 
+_READ_WHERE = {"records", "marked", "squad"}
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | Path) else value
 
@@ -140,11 +143,27 @@ class TaskConfig(Config):
                 )
         if (self.dev is None) == (self.dev_fraction is None):
             raise ValueError("set one of task.dev and task.dev_fraction: dev chooses checkpoints")
+        self._check_that_all_is_read()
         if "positive_micro_f1" in self.metrics and not self.negative_labels:
             raise ValueError("task.metrics positive_micro_f1 needs task.negative_labels")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("task.labels names a label twice")
         return self
+
+    def _check_that_all_is_read(self) -> None:
+        """A setting that the format's reader does not look at would be dropped in silence."""
+        for name, split in (("train", self.train), ("dev", self.dev), ("test", self.test)):
+            if split is not None and split.where and self.format not in _READ_WHERE:
+                raise ValueError(
+                    f"task.{name}.where is not for task.format {self.format}: give each split "
+                    "files of its own"
+                )
+        if self.skip_labels and (
+            self.format not in ("records", "marked") or self.kind in ("multi_label", "regression")
+        ):
+            raise ValueError("task.skip_labels is for records with one label each")
+        if self.label_map and self.format in ("tags", "squad"):
+            raise ValueError(f"task.label_map is not for task.format {self.format}")
 
     @property
     def main_metric(self) -> str:

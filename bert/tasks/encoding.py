@@ -145,7 +145,7 @@ class _Encoder:
         if not context:
             raise BadInput(f"{example.place} has a context without a readable character")
         room = limit - len(question) - 3
-        step = max(1, room - self._task.stride_tokens)
+        step = room - min(self._task.stride_tokens, room // 2)  # else a row a token, at worst
         answer = _answer_tokens(example, offsets)
         rows = []
         for start in range(0, len(context), step):

@@ -17,6 +17,7 @@ class TextExample:
     text_pair: str | None
     label: str | tuple[str, ...] | float
     place: str  # "FILE line 7", for messages
+    group: str = ""  # what the text was made from, if several were: they stay in one split
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Each rank runs its rows and writes what it found into its own places of one arra
 the ranks is the whole. Texts give their logits, words their class, windows their best span.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ def predict(
     *,
     task: TaskConfig,
     labels: Sequence[str],
+    beat: Callable[[], object] = lambda: None,
 ) -> Predictions:
     """Collective: run `split` through the model and score it; alike on all ranks.
 
@@ -47,6 +48,7 @@ def predict(
         batches: this rank's share of them, for evaluation.
         task: its kind, metrics and longest answer.
         labels: of the model's outputs.
+        beat: called after each forward, for whoever watches that there is progress.
     """
     engine.train(False)
     found = _empty_answers(split, task, len(labels))
@@ -56,6 +58,7 @@ def predict(
         share, logits = engine.forward(**micro_batch.to(engine.device), return_logits=True)
         loss += share.double().cpu()
         _collect(found, logits.cpu(), micro_batch, split, task, word_starts)
+        beat()
     engine.train(True)
     whole = all_reduce_sum(torch.from_numpy(found)).numpy()
     mean_loss = float(all_reduce_sum(loss)) / batches.loss_terms(0)

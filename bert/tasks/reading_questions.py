@@ -1,5 +1,6 @@
 """Reader of SQuAD v1.1's JSON: articles, their paragraphs, questions whose answers are spans."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ def read_squad_split(task: TaskConfig, split: SplitConfig) -> Split:
         data = read_json(path)
         if not isinstance(data, dict) or not isinstance(data.get("data"), list):
             raise BadInput(f"{path} is not in SQuAD's layout: it has no list 'data'")
-        for article in data["data"]:
+        for number, article in enumerate(data["data"], start=1):
+            if not isinstance(article, dict):
+                raise BadInput(f"{path} is not in SQuAD's layout: article {number} is no object")
             if not _is_wanted(article, split):
                 continue
-            for paragraph in article.get("paragraphs", []):
-                for question in paragraph.get("qas", []):
+            for paragraph in _objects(article, "paragraphs", f"{path} article {number}"):
+                for question in _objects(paragraph, "qas", f"{path} article {number}"):
                     place = f"{path} question {question.get('id')}"
                     example = _read_question(question, paragraph, out, place)
                     if example is None:
@@ -44,6 +47,19 @@ def _is_wanted(article: dict[str, Any], split: SplitConfig) -> bool:
     return True
 
 
+def _objects(parent: dict[str, Any], name: str, place: str) -> list[dict[str, Any]]:
+    found = parent.get(name, [])
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise BadInput(f"{place} is not in SQuAD's layout: {name} is no list of objects")
+    return found
+
+
+def _nearest(context: str, answer: str, start: int) -> int:
+    """Where `answer` is in `context`, as near to `start` as can be; -1 if nowhere."""
+    places = [match.start() for match in re.finditer(f"(?={re.escape(answer)})", context)]
+    return min(places, key=lambda place: abs(place - start), default=-1) if answer else -1
+
+
 def _read_question(
     question: dict[str, Any], paragraph: dict[str, Any], out: Split, place: str
 ) -> QuestionExample | None:
@@ -55,7 +71,7 @@ def _read_question(
     answers, starts = [], []
     for answer, start in given:
         if context[start : start + len(answer)] != answer:
-            start = context.find(answer)
+            start = _nearest(context, answer, start)
             out.reports[LOST if start < 0 else MOVED] += 1
         if start >= 0 and answer:
             answers.append(answer)

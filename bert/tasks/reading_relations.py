@@ -26,9 +26,14 @@ from distributed.errors import BadInput
 
 NO_RELATION = "false"
 ACROSS_SENTENCES = "gold relations between entities of different sentences left out"
+UNTYPED = "interacting pairs without a type read as DDI-int"
 SEVERAL = "pairs with several evaluated relations, of which the first counts"
 _EVALUATED = {"CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9"}
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9(\[])")
+_SENTENCE_END = re.compile(r"(\S*[.!?])\s+(?=[A-Z])")
+# What a full stop of which ends no sentence: a capital alone (E. coli) and these.
+_ABBREVIATION = re.compile(
+    r"\W*(?:[A-Z]|al|approx|[Cc]f|e\.g|i\.[a-z]|p\.o|s\.c|vs|[Ff]igs?|[Rr]efs?|[Nn]os?|Dr|St|spp?)\."
+)
 _OFFSETS = re.compile(r"\d+-\d+(;\d+-\d+)*")
 
 
@@ -40,7 +45,7 @@ def read_marked_split(task: TaskConfig, split: SplitConfig) -> Split:
         assert isinstance(example, TextExample)
         plain, first, second = read_marks(example.text, task.entity_types, example.place)
         text = show_entities(plain, first, second, task.entities)
-        shown.append(TextExample(text, None, example.label, example.place))
+        shown.append(TextExample(text, None, example.label, example.place, " ".join(plain.split())))
     out.examples = shown
     return out
 
@@ -97,7 +102,8 @@ def _chemprot_pairs(
                 )
                 shown = show_entities(text[start:end], first, second, task.entities)
                 where = f"{place} ({chemical_key}, {gene_key})"
-                yield TextExample(shown, None, task.label_map.get(label, label), where)
+                label = task.label_map.get(label, label)
+                yield TextExample(shown, None, label, where, group=text)
 
 
 def read_ddi_split(task: TaskConfig, split: SplitConfig) -> Split:
@@ -119,20 +125,21 @@ def read_ddi_split(task: TaskConfig, split: SplitConfig) -> Split:
                 for pair in sentence.iter("pair"):
                     if pair.get("e1") not in drugs or pair.get("e2") not in drugs:
                         raise BadInput(f"{place} has a pair of an entity that it does not have")
-                    label = _ddi_label(pair, place)
+                    label = _ddi_label(pair, out)
                     first, second = drugs[pair.get("e1")], drugs[pair.get("e2")]
                     shown = show_entities(text, first, second, task.entities)
                     label = task.label_map.get(label, label)
-                    examples.append(TextExample(shown, None, label, place))
+                    examples.append(TextExample(shown, None, label, place, group=text))
     out.examples = examples
     return out
 
 
-def _ddi_label(pair: Any, place: str) -> str:
+def _ddi_label(pair: Any, out: Split) -> str:
     if pair.get("ddi") == "false":
         return NO_RELATION
     if not pair.get("type"):
-        raise BadInput(f"{place} has an interacting pair without a type")
+        out.reports[UNTYPED] += 1  # the release has one such pair
+        return "DDI-int"
     return f"DDI-{pair.get('type')}"
 
 
@@ -169,7 +176,8 @@ def _rows(folder: Path, kind: str, columns: int) -> Iterator[tuple[str, list[str
 
 def _sentences(text: str, entities: list[Entity]) -> list[tuple[int, int]]:
     """Where sentences begin and end: at a mark before a capital, but never inside an entity."""
-    ends = [m.start() for m in _SENTENCE_END.finditer(text)]
+    found = _SENTENCE_END.finditer(text)
+    ends = [m.end(1) for m in found if not _ABBREVIATION.fullmatch(m[1])]
     ends = [end for end in ends if not any(e.start < end < e.end for e in entities)]
     return list(pairwise([0, *ends, len(text)]))
 

@@ -5,6 +5,7 @@ lines file; `folders` is IMDB (one text a file, in a folder named after its labe
 BioASQ have a JSON layout of their own.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,8 +102,10 @@ def read_bioasq_split(task: TaskConfig, split: SplitConfig) -> Split:
             body = str(_member(question, "body", place))
             snippets = [str(s["text"]) for s in _member(question, "snippets", place)]
             answer = _member(question, "exact_answer", place)
-            answer = answer[0] if isinstance(answer, list) else answer
-            label = _rename(str(answer).lower(), task)
+            answer = next(iter(answer), None) if isinstance(answer, list) else answer
+            if not isinstance(answer, str):
+                raise BadInput(f"{place} has no answer in 'exact_answer'")
+            label = _rename(answer.lower(), task)
             examples.append(TextExample(body, " ".join(snippets) or None, label, place))
     out.examples = examples
     return out
@@ -146,9 +149,13 @@ def _as_text(value: Any) -> str:
 
 def _as_number(value: Any, record: Record) -> float:
     try:
-        return float(value)
+        number = float(value)
+        if math.isfinite(number):
+            return number
+        raise ValueError
     except (TypeError, ValueError):
-        raise BadInput(f"{record.place} has {value!r} as its score, which is no number") from None
+        reason = f"{record.place} has {value!r} as its score, which is no finite number"
+        raise BadInput(reason) from None
 
 
 def _label_names(value: Any, task: TaskConfig) -> Iterator[str]:
@@ -157,7 +164,8 @@ def _label_names(value: Any, task: TaskConfig) -> Iterator[str]:
     elif isinstance(value, str) and _INDEXED_LABELS.fullmatch(value):
         yield from (part.split("_")[0] for part in value.split(",") if part.endswith("_1"))
     elif value:
-        yield from (part.strip() for part in str(value).split(task.label_separator))
+        parts = (part.strip() for part in str(value).split(task.label_separator))
+        yield from (part for part in parts if part)
 
 
 def _rename(label: str, task: TaskConfig) -> str:

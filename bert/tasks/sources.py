@@ -1,13 +1,15 @@
 """Files of a task -> numbered lines, records or JSON, each with the place that a message names.
 
 Gzip is told by content. Tables: .csv has commas and quotes, any other has tabs and no quotes (GLUE
-and BLURB write " as it is). JSON lines are told by their first character.
+and BLURB write " as it is), but for a line that has too many columns without them. JSON lines are
+told by their first character.
 """
 
 import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise BadInput(f"{path} line {line} is not UTF-8 text") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{path} cannot be read ({error})") from None
 
 
@@ -119,14 +121,25 @@ def _read_table(path: Path, *, header: bool) -> Iterator[Record | WrongColumns]:
 
 def _read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     if path.name.removesuffix(".gz").endswith(".csv"):
-        reader = csv.reader(io.StringIO(read_text(path), newline=""))
-        for cells in reader:
-            if cells:
-                yield reader.line_num, cells
+        reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+        try:
+            for cells in reader:
+                if cells:
+                    yield reader.line_num, cells
+        except csv.Error as error:
+            raise BadInput(f"{path} line {reader.line_num} is not CSV ({error})") from None
         return
+    columns = 0
     for number, line in read_lines(path):
-        if line.strip():
-            yield number, line.split("\t")
+        if not line.strip():
+            continue
+        cells = line.split("\t")
+        columns = columns or len(cells)
+        if len(cells) > columns and '"' in line:
+            # A table of BLUE has quotes after all, around the one text with a tab in it.
+            quoted = next(csv.reader([line], delimiter="\t"))
+            cells = quoted if len(quoted) == columns else cells
+        yield number, cells
 
 
 def _read_hub(source: str) -> Iterator[Record]:

@@ -2,7 +2,8 @@
 
 Labels are those of task.labels or of the training split; an unknown one in any split is refused
 with its place. A dev split is read, or drawn from the training split by a hash of its texts, so
-that it does not depend on seeds or on the order of the file.
+that it does not depend on seeds or on the order of the file; what comes from one sentence, text or
+context stays together.
 """
 
 import hashlib
@@ -67,7 +68,7 @@ def load_task(task: TaskConfig) -> TaskData:
         dev = read(task, task.dev)
     else:
         assert task.dev_fraction is not None
-        dev = _hold_out(train, round(task.dev_fraction * len(train.examples)))
+        dev = _hold_out(train, round(task.dev_fraction * len(train.examples)), whole_groups=True)
     if task.max_train_examples is not None and task.max_train_examples < len(train.examples):
         _hold_out(train, len(train.examples) - task.max_train_examples, reason=_LEFT)
     test = read(task, task.test) if task.test is not None else None
@@ -77,6 +78,7 @@ def load_task(task: TaskConfig) -> TaskData:
                 f"task.{name} has no example: look at its files and at task.dev_fraction"
             )
     labels = _collect_labels(task, train)
+    _check_metrics(task, labels)
     for split in (train, dev, test):
         if split is not None and labels:
             _check_labels(split.examples, labels)
@@ -111,6 +113,20 @@ def _collect_labels(task: TaskConfig, train: Split) -> tuple[str, ...]:
     return tuple(sorted(there))
 
 
+def _check_metrics(task: TaskConfig, labels: Sequence[str]) -> None:
+    for label in task.negative_labels:
+        if label not in labels:
+            raise BadInput(
+                f"task.negative_labels has {label!r}, which is no label of the task: those are "
+                + ", ".join(labels[:12])
+            )
+    if "f1" in task.metrics and len(labels) != 2:
+        raise BadInput(
+            f"task.metrics has f1, which is of two labels, and the task has {len(labels)}: choose "
+            "macro_f1 or micro_f1"
+        )
+
+
 def _check_labels(examples: Iterable[Example], labels: Sequence[str]) -> None:
     known = set(labels)
     for example in examples:
@@ -123,14 +139,30 @@ def _check_labels(examples: Iterable[Example], labels: Sequence[str]) -> None:
                 )
 
 
-def _hold_out(train: Split, count: int, *, reason: str = _HELD_OUT) -> Split:
-    """Take `count` examples out of `train`: those with the smallest hashes, in their order."""
-    keys = [hashlib.sha256(_text(example).encode()).digest() for example in train.examples]
-    chosen = set(sorted(range(len(keys)), key=lambda i: (keys[i], i))[:count])
+def _hold_out(
+    train: Split, count: int, *, reason: str = _HELD_OUT, whole_groups: bool = False
+) -> Split:
+    """Take `count` examples out of `train`: those with the smallest hashes, in their order.
+
+    With `whole_groups` as many more as are of one text with the last of them, but not all.
+    """
+    texts = [_group(example) if whole_groups else _text(example) for example in train.examples]
+    keys = [hashlib.sha256(text.encode()).digest() for text in texts]
+    order = sorted(range(len(keys)), key=lambda i: (keys[i], i))
+    if whole_groups and 0 < count < len(order):
+        last = keys[order[count - 1]]
+        while count < len(order) and keys[order[count]] == last:
+            count += 1
+    chosen = set(order[:count])
     out = Split([e for i, e in enumerate(train.examples) if i in chosen], Counter())
     train.examples = [e for i, e in enumerate(train.examples) if i not in chosen]
     train.reports[reason] += len(out.examples)
     return out
+
+
+def _group(example: Example) -> str:
+    """What examples share that would tell of one another: by default the example's own text."""
+    return (isinstance(example, TextExample) and example.group) or _text(example)
 
 
 def _text(example: Example) -> str:
@@ -145,7 +177,7 @@ def _fingerprint(splits: Iterable[Sequence[Example]], labels: Sequence[str]) -> 
     total = hashlib.sha256(repr(tuple(labels)).encode())
     for examples in splits:
         for example in examples:
-            content = {k: v for k, v in vars(example).items() if k != "place"}
+            content = {k: v for k, v in vars(example).items() if k not in ("place", "group")}
             total.update(repr(sorted(content.items())).encode())
         total.update(b"\0")
     return total.hexdigest()

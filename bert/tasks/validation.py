@@ -3,7 +3,7 @@
 The best step is the earliest with the best value of the task's first metric on the dev split.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bert.tasks.batches import TaskBatches
 from bert.tasks.configuration import TaskConfig
@@ -25,8 +25,13 @@ class TaskValidation:
         task: TaskConfig,
         labels: Sequence[str],
         history: Sequence[tuple[int, float]],
+        beat: Callable[[], object] = lambda: None,
     ) -> None:
-        """Validate every `interval_steps`; `history` is (step, score) of the run so far."""
+        """Validate every `interval_steps`; `history` is (step, score) of the run so far.
+
+        `beat` is called after each forward.
+        """
+        self._beat = beat
         self._interval_steps = interval_steps
         self._patience = patience
         self._split, self._batches, self._task, self._labels = split, batches, task, labels
@@ -53,7 +58,12 @@ class TaskValidation:
     def evaluate(self, engine: Engine, finished_steps: int) -> dict[str, float]:
         """Collective: loss and metrics of the dev split, alike on all ranks."""
         predictions = predict(
-            engine, self._split, self._batches, task=self._task, labels=self._labels
+            engine,
+            self._split,
+            self._batches,
+            task=self._task,
+            labels=self._labels,
+            beat=self._beat,
         )
         self._history.append((finished_steps, predictions.figures[self._task.main_metric]))
         figures = {f"dev/{name}": value for name, value in predictions.figures.items()}

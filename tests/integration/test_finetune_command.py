@@ -65,6 +65,8 @@ def test_ray_trains_each_seed(models: dict[str, Path], task_file: Path) -> None:
     )
     again = sparsebert("finetune", *arguments)
     assert again.returncode == 0 and "is complete" in again.stdout
+    other = sparsebert("finetune", *arguments, f"model.init_from={models['dense']}")
+    assert other.returncode == 2 and "the content of model.init_from was" in other.stderr
 
 
 def test_a_wrong_file_is_one_sentence(models: dict[str, Path], task_file: Path) -> None:
@@ -111,6 +113,11 @@ def test_a_study_runs_what_is_missing(models: dict[str, Path], task_file: Path) 
     assert again.returncode == 0 and "Published scores" in again.stdout
     assert logs == {log: log.stat().st_mtime_ns for log in folder.glob("*.log")}, "nothing ran"
 
+    tasks.write_sentences(task_file.parent / "test.tsv", 12, 77)
+    changed = sparsebert("compare", file)
+    assert changed.returncode == 2 and "the content of task.train, task.dev or task.test was" in (
+        changed.stderr
+    )
     fields["overrides"] = ["train.epochs=2"]
     file.write_text(yaml.safe_dump(fields))
     changed = sparsebert("compare", file)

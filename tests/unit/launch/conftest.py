@@ -87,6 +87,7 @@ def make_run(settings: dict[str, Any]) -> Callable[..., RunFolder]:
             data_fingerprint="d" * 64,
             vocab_sha256=vocabulary.sha256,
             init_fingerprint=None,
+            distillation=None,
         )
         write_identity(folder, fields)
         for step in steps:

@@ -32,6 +32,7 @@ def identity_of(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
         data_fingerprint="a" * 64,
         vocab_sha256="b" * 64,
         init_fingerprint=None,
+        distillation=None,
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from bert.tasks.configuration import TaskConfig
 from bert.tasks.examples import QuestionExample, TextExample, TokenExample
+from bert.tasks.reading_relations import _sentences
 from bert.tasks.splits import TaskData, load_task
 from distributed.errors import BadInput
 
@@ -323,6 +324,115 @@ def test_marked_texts(write: Write) -> None:
     write("c.jsonl", json.dumps({"text": "<< a >> and b", "label": "X"}))
     with pytest.raises(BadInput, match=r"c.jsonl line 1 has 0 entities in \[\[ \]\]"):
         load(str(file), **fields)
+
+
+def test_sentences_end_before_a_capital_but_not_after_an_abbreviation() -> None:
+    text = "Given i.v. (5 mg) vs. Zinc in E. Coli, as et al. Say. It fell by 3. In (b) it did not."
+    cuts = [text[start:end].strip() for start, end in _sentences(text, [])]
+    assert cuts == [
+        "Given i.v. (5 mg) vs. Zinc in E. Coli, as et al. Say.",
+        "It fell by 3.",
+        "In (b) it did not.",
+    ]
+
+
+def test_pairs_of_one_sentence_stay_in_one_split(write: Write) -> None:
+    sentence = (
+        '<sentence id="s{0}" text="A{0} B{0} C{0}."><entity id="a" charOffset="0-1"/>'
+        '<entity id="b" charOffset="3-4"/><entity id="c" charOffset="6-7"/>'
+        '<pair e1="a" e2="b" ddi="true" type="int"/><pair e1="a" e2="c" ddi="false"/>'
+        '<pair e1="b" e2="c" ddi="true"/></sentence>'
+    )
+    document = "".join(sentence.format(n) for n in range(10, 40))
+    file = write("a.xml", f"<document>{document}</document>")
+    data = load(str(file), **RELATION, format="ddi", dev=None, dev_fraction=0.2)
+    groups = [{e.group for e in s.examples if isinstance(e, TextExample)}
+              for s in (data.train, data.dev)]  # fmt: skip
+    assert len(groups[0]) == 24 and len(groups[1]) == 6 and not groups[0] & groups[1]
+    assert data.train.reports["interacting pairs without a type read as DDI-int"] == 30
+
+
+def test_a_quoted_text_with_a_tab_in_a_table_without_quotes(write: Write) -> None:
+    file = write("b.tsv", 'sentence\tlabel\nan "odd" one\t0\n"two\tparts"\t1\n')
+    assert texts(load(str(file))) == [('an "odd" one', None, "0"), ("two\tparts", None, "1")]
+
+
+def test_an_answer_is_found_where_it_is_nearest(write: Write) -> None:
+    context = "Rome was Rome and stayed Rome."
+    moved = {"id": "1", "question": "Q", "answers": [{"text": "Rome", "answer_start": 26}]}
+    paragraph = {"context": context, "qas": [moved]}
+    file = write("s.json", json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    (example,) = load(str(file), **SQUAD).train.examples
+    assert isinstance(example, QuestionExample) and example.answer_starts == (25,)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {"kind": "tokens", "format": "tags", "metrics": ["entity_f1"],
+             "train": {"paths": "a", "where": {"fold": 1}}},
+            "task.train.where is not for task.format tags",
+        ),
+        (
+            {"kind": "multi_label", "metrics": ["micro_f1"], "skip_labels": ["x"]},
+            "task.skip_labels is for records",
+        ),
+        (
+            {"kind": "tokens", "format": "tags", "metrics": ["entity_f1"], "label_map": {"a": "b"}},
+            "task.label_map is not for task.format tags",
+        ),
+    ],
+)  # fmt: skip
+def test_a_setting_that_no_reader_looks_at_is_refused(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        TaskConfig.model_validate({"train": "a", "dev": "a", **fields})
+
+
+def test_metrics_that_do_not_fit_the_labels(write: Write) -> None:
+    file = str(write("l.tsv", "sentence\tlabel\na\tfalse\nb\tCPR:3\nc\tCPR:4\n"))
+    relation = {"kind": "relation", "metrics": ["positive_micro_f1"]}
+    load(file, **relation, negative_labels=["false"])
+    with pytest.raises(BadInput, match="task.negative_labels has 'False', which is no label"):
+        load(file, **relation, negative_labels=["False"])
+    with pytest.raises(BadInput, match="f1, which is of two labels, and the task has 3"):
+        load(file, metrics=["f1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fields", "told"),
+    [
+        ("q.csv", 'sentence,label\n"a,0\nb,1\n', {}, r"q.csv line \d is not CSV"),
+        (
+            "r.tsv",
+            "sentence\tlabel\na\tnan\n",
+            {"kind": "regression", "metrics": ["pearson"]},
+            "r.tsv line 2 has 'nan' as its score, which is no finite number",
+        ),
+        ("s.json", '{"data": [7]}', "squad", "article 1 is no object"),
+        ("s.json", '{"data": [{"paragraphs": 3}]}', "squad", "paragraphs is no list of objects"),
+        (
+            "b.json",
+            '{"questions": [{"type": "yesno", "body": "Q", "snippets": [], "exact_answer": []}]}',
+            {"format": "bioasq"},
+            "question 0 has no answer in 'exact_answer'",
+        ),
+    ],
+)
+def test_odd_files_are_one_sentence(
+    write: Write, name: str, text: str, fields: Any, told: str
+) -> None:
+    with pytest.raises(BadInput, match=told):
+        load(str(write(name, text)), **(SQUAD if fields == "squad" else fields))
+
+
+def test_a_damaged_gzip_file(write: Write) -> None:
+    file = write("z.tsv.gz", "sentence\tlabel\n" + "a\t1\n" * 500)
+    data = bytearray(file.read_bytes())
+    data[20:30] = b"\xff" * 10
+    file.write_bytes(data)
+    with pytest.raises(BadInput, match="z.tsv.gz cannot be read"):
+        load(str(file))
 
 
 # What is wrong with a file.
