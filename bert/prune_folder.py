@@ -36,6 +36,9 @@ from sparsity.pruning import count_pruned, update_masks
 from sparsity.schedule import SparsityConfig
 from sparsity.targets import build_scopes
 
+_WEIGHT_SUFFIXES = {
+    ".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".safetensors"
+}  # fmt: skip
 _INDEX_FILE = "model.safetensors.index.json"
 _CARD = "README.md"
 _BYTE = 8  # masks are packed eight weights a byte: ranks' slices begin at whole bytes
@@ -139,9 +142,15 @@ def prune_folder(
     return report
 
 
-def _find_files(source: Path) -> list[Path]:
+def _find_index(source: Path) -> Path | None:
+    """The index of a model in several files; transformers reads the one file where both are."""
     index = source / _INDEX_FILE
-    if index.is_file():
+    return index if index.is_file() and not (source / WEIGHTS_FILE).is_file() else None
+
+
+def _find_files(source: Path) -> list[Path]:
+    index = _find_index(source)
+    if index is not None:
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -239,8 +248,19 @@ def _write(
         save_keep_masks(keep, digest=report.digest, path=folder / KEEP_MASK_FILE)
         (folder / _CARD).write_text(_render_card(source, report), encoding="utf-8")
         for other in source.iterdir():
-            if other.is_file() and not (folder / other.name).exists():
+            is_written = other in files or (folder / other.name).exists()
+            if other.is_file() and not is_written and not _holds_weights(other, source):
                 shutil.copyfile(other, folder / other.name)
+        for written in folder.iterdir():
+            # safetensors makes files that only their owner may read.
+            shutil.copymode(folder / _CARD, written)
+
+
+def _holds_weights(file: Path, source: Path) -> bool:
+    """Whether it is, or is about, the same weights in another form: those are not pruned."""
+    if file.name.endswith(".index.json"):
+        return file != _find_index(source)
+    return any(suffix in _WEIGHT_SUFFIXES for suffix in file.suffixes)
 
 
 def _render_card(source: Path, report: PruneReport) -> str:

@@ -83,20 +83,28 @@ class CheckpointWriter:
         step: int,
         packed_masks: Mapping[Fragment, torch.Tensor],
         state: Mapping[str, Any],
+        began: float | None = None,
     ) -> None:
         """Collective: take a copy and begin to write it.
+
+        Args:
+            partition: whose weights and moments to copy.
+            step: of the checkpoint.
+            packed_masks: to be saved beside them.
+            state: JSON for the manifest.
+            began: by time.perf_counter, when training stood still for it, if not now.
 
         Raises:
             CheckpointNotWritten: on all ranks, after too many failures in a row.
             Superseded: on all ranks, if a later start of the run has taken over.
         """
-        started = time.perf_counter()
+        began = time.perf_counter() if began is None else began
         self.settle()
         self._snapshot = self._copy.take(
             partition, step=step, packed_masks=packed_masks, state=state
         )
         self._start()
-        self._stall_seconds = time.perf_counter() - started
+        self._stall_seconds = time.perf_counter() - began
 
     def settle(self) -> None:
         """Collective: wait until the write in flight is whole, or has failed somewhere.

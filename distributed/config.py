@@ -41,6 +41,11 @@ class ZeroConfig(Config):
             raise ValueError("zero.offload_optimizer needs zero.stage 1, 2 or 3")
         if "stage" in self.advanced:
             raise ValueError("zero.advanced may not hold stage: set zero.stage")
+        if self.advanced.get("compute_grad_norm") is False:
+            raise ValueError(
+                "zero.advanced.compute_grad_norm false would let a gradient that is not finite "
+                "into the weights: remove it"
+            )
         return self
 
 

@@ -109,6 +109,12 @@ class Partition:
         )
 
     @property
+    def is_mid_step(self) -> bool:
+        """Whether some of a step's batches are accumulated already, and some are to come."""
+        done: int = self._engine.micro_steps
+        return done % int(self._engine.gradient_accumulation_steps()) != 0
+
+    @property
     def gradients_reach_norm(self) -> bool:
         """Whether a change to `gradients()` also changes the clip norm that DeepSpeed computes."""
         return not self.offloads_optimizer and self._wrapper != "BF16_Optimizer"
@@ -219,18 +225,12 @@ class Partition:
     def gradients(self, fragments: Sequence[Fragment]) -> list[torch.Tensor | None]:
         """Averaged gradients after the last backward and before the step, in any precision.
 
-        None for a parameter that the loss did not reach, and for all of them with an offloaded
-        optimizer, which keeps its gradients elsewhere.
+        Only where `gradients_reach_norm`. None for a parameter that the loss did not reach.
         """
-        if self.offloads_optimizer:
-            return [None] * len(fragments)
         if self.is_replicated:
             grads = [self._parameters[f.name].grad for f in fragments]
             return [None if g is None else g.detach().view(-1) for g in grads]
         optimizer = self._engine.optimizer
-        if self._wrapper == "BF16_Optimizer":
-            flats = optimizer.fp32_groups_gradient_flat_partition
-            return [flats[f.slot].narrow(0, f.offset, f.length) for f in fragments]
         pieces: dict[int, dict[int, torch.Tensor]] = {}
         for slot, grads in optimizer.averaged_gradients.items():
             offset = 0

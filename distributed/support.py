@@ -24,6 +24,9 @@ def check_supported(engine: Any) -> None:
         "zero_optimization.zero_quantized_weights": bool(engine.zero_quantized_weights()),
         "fp16.fp16_master_weights_and_grads": bool(engine.fp16_master_weights_and_gradients()),
         "bf16.bf16_master_weights_and_grads": bool(engine.bf16_master_weights_and_gradients()),
+        # Without it an accumulation's end is not known before the step.
+        "managed_gradient_accumulation false": not engine.managed_gradient_accumulation(),
+        "compile.deepcompile": engine.is_deepcompile_enabled(),
         "tensor parallelism": engine.autotp_size() > 1 or engine.mp_world_size > 1,
         "sequence parallelism": engine.sequence_parallel_size > 1,
         "pipeline parallelism": "Pipeline" in type(engine).__name__,

@@ -4,6 +4,7 @@ The only file that spells DeepSpeed's configuration keys.
 """
 
 import difflib
+import gc
 import logging
 import os
 from collections.abc import Sequence
@@ -118,6 +119,10 @@ def build_engine(
         device: where to train; one kind a process.
     """
     deepspeed = import_deepspeed(device.type)
+    # DeepSpeed's engines are in cycles: one that is done with keeps its memory until this.
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     plain = set(no_decay)
     groups = [
         {

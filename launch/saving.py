@@ -1,5 +1,6 @@
 """Saving a run in training, of either kind: checked, written beside it, old ones removed."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -81,12 +82,15 @@ def save_run(
 
     `described`: configuration, identity, ZeRO stage and the like, for the manifest.
     """
+    began = time.perf_counter()
+    packed_masks = sparsity.packed_masks() if sparsity is not None else {}
     if sparsity is not None:
-        check_masks(sparsity)
+        check_masks(sparsity, packed_masks)
     writer.save(
         engine.partition,
         step=state.step,
-        packed_masks=sparsity.packed_masks() if sparsity is not None else {},
+        packed_masks=packed_masks,
+        began=began,
         state={
             **described,
             "train": state.to_dict(),

@@ -19,18 +19,27 @@ from sparsity.schedule import SparsityConfig
 
 
 def attach(
-    engine: Any, config: SparsityConfig, *, prunable: Sequence[str] | None = None
+    engine: Any,
+    config: SparsityConfig,
+    *,
+    prunable: Sequence[str] | None = None,
+    resume_step: int | None = None,
 ) -> SparsityController:
     """Collective: prune what `engine` trains; call `update(step)` before each step's batches.
 
     `engine.step` is wrapped, so that pruned weights' gradients are zeroed after the last backward
     of a step (out of the clip norm and of Adam's moments) and a skipped update stays pending.
 
+    Names are those of `named_parameters` less what torch.compile puts before them. They decide
+    between equal magnitudes and enter the digest.
+
     Args:
         engine: DeepSpeed's, just initialised with an optimizer, at any ZeRO stage.
-        config: when to prune and how much. `schedule: frozen` keeps masks that are loaded.
+        config: when to prune and how much. `schedule: frozen` keeps what is zero already.
         prunable: names of parameters as `named_parameters` gives them; None takes the weight of
             every nn.Linear that no other module uses.
+        resume_step: of a model that was pruned before and is loaded already, the step it goes on
+            with: its zeros are its masks. None starts dense.
 
     Raises:
         BadInput: naming the setting or the parameter that is in the way.
@@ -39,9 +48,10 @@ def attach(
     """
     if engine.optimizer is None:
         raise BadInput("the engine has no optimizer: give one to deepspeed.initialize")
-    named = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
+    named = [(_plain(n), p) for n, p in engine.module.named_parameters() if p.requires_grad]
     trained = {name for name, _ in named}
-    names = list(prunable) if prunable is not None else find_linear_weights(engine.module)
+    chosen = prunable if prunable is not None else find_linear_weights(engine.module)
+    names = [_plain(name) for name in chosen]
     for name in names:
         if name not in trained:
             raise BadInput(
@@ -53,6 +63,8 @@ def attach(
     sparsity = SparsityController(
         config, partition, prunable=names, optimizer=engine.basic_optimizer
     )
+    if resume_step is not None:
+        sparsity.resume(resume_step)
     _wrap_step(engine, sparsity)
     return sparsity
 
@@ -69,6 +81,10 @@ def find_linear_weights(module: nn.Module) -> list[str]:
         if isinstance(part, nn.Linear) and users[id(part.weight)] == 1 and part.weight.requires_grad
     }
     return [name for name, parameter in module.named_parameters() if id(parameter) in linear]
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "")
 
 
 def _wrap_step(engine: Any, sparsity: SparsityController) -> None:

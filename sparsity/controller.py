@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from distributed.collectives import all_reduce_sum
+from distributed.errors import BadInput
 from distributed.hashing import hex_digest
 from distributed.partition import Fragment, Partition
 from sparsity import schedule
@@ -107,8 +108,11 @@ class SparsityController:
         Pruned weights stay pruned. The masks take effect in the next applied optimizer step.
 
         Raises:
+            BadInput: on all ranks, if it was not called when it had to be: training would go on
+                with other masks than the schedule's, or with none.
             NonFiniteWeights: on all ranks, if a prunable weight is infinite or NaN.
         """
+        self._check_that_none_was_missed(step)
         if not self.is_due(step):
             return False
         started = time.perf_counter()
@@ -142,8 +146,13 @@ class SparsityController:
     def mask_gradients(self) -> None:
         """Zero pruned weights' gradients: out of the clip norm and of Adam's moments. Local.
 
-        Called after the step's last backward and before its update (`attach` does).
+        Called after the step's last backward and before its update (`attach` does). Where that
+        would not reach the norm, Adam's moments are kept clean in the optimizer's hook instead.
+        BF16_Optimizer's norm is of all gradients on every rank: zeroing this rank's alone would
+        have each rank clip by a norm of its own.
         """
+        if not self._partition.gradients_reach_norm:
+            return
         masks = list(self._masks.values())
         gradients = self._partition.gradients([m.fragment for m in masks])
         for mask, gradient in zip(masks, gradients, strict=True):
@@ -192,15 +201,35 @@ class SparsityController:
         """
         for f, mask in self._masks.items():
             mask.load(read(f.name, f.start, f.length))
-        owned = {mask: mask.owned_digest() for mask in self._masks.values()}
-        self.state.pruned = dict.fromkeys(self.state.pruned, 0)
-        self.state.digest = hex_digest(0)
-        self._add(count_pruned(list(self.state.pruned), owned, all_reduce_sum))
-        self.state.target = self.pruned_numel / self.prunable_numel
+        self._count_again()
         if expected_digest is not None and self.state.digest != expected_digest:
             raise RuntimeError(
                 f"the masks' digest is {self.state.digest}, the manifest says {expected_digest}"
             )
+
+    def resume(self, step: int) -> None:
+        """Collective: go on at `step` with weights that were pruned before: their zeros are masks.
+
+        Of a checkpoint without masks, such as DeepSpeed's own, already loaded. A live weight that
+        is exactly zero is taken for a pruned one.
+
+        Raises:
+            BadInput: on all ranks, if fewer weights are zero than were pruned by then.
+        """
+        done = schedule.last_due_step(self.config, step - 1)
+        is_frozen = self.config.schedule == "frozen"
+        if done is None and not is_frozen:
+            return  # pruning has not begun: a zero is a weight like another
+        for f, mask in self._masks.items():
+            mask.load(self._partition.master(f) != 0)
+        self._count_again()
+        wanted = 1 if done is None else sum(s.pruned_count(self.config, done) for s in self._scopes)
+        if self.pruned_numel < wanted:
+            raise BadInput(
+                f"{self.pruned_numel} weights are zero, and before step {step} at least {wanted} "
+                "were pruned: load the checkpoint of that step before attach"
+            )
+        self.state.last_update_step = -1 if done is None else done
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state (`SparsityState` as a dictionary)."""
@@ -209,7 +238,8 @@ class SparsityController:
     def find_violation(self) -> str | None:
         """Collective: the name of a parameter with a pruned weight that is not +0.0, or None.
 
-        Masks that are still pending are not enforced yet: then nothing is checked.
+        Each rank looks at the masters and the low-precision weights of its own part. Masks that
+        are still pending (`state.pending`) are not enforced yet: then nothing is checked.
         """
         if self.state.pending:
             return None
@@ -217,11 +247,32 @@ class SparsityController:
         wrong = torch.zeros(len(names), dtype=torch.int64)
         for f, mask in self._masks.items():
             for values in (self._partition.master(f), self._partition.weight(f)):
-                pruned = values[mask.keep == 0]
-                bad = (pruned != 0) | pruned.signbit()
-                wrong[names.index(f.name)] += int(bad.sum())
+                wrong[names.index(f.name)] += mask.count_alive(values)
         wrong = all_reduce_sum(wrong)
         return next((name for name, count in zip(names, wrong, strict=True) if count), None)
+
+    def _check_that_none_was_missed(self, step: int) -> None:
+        if self._partition.is_mid_step:
+            raise BadInput(
+                f"update({step}) is called between the batches of a step: call it once a step, "
+                "before the first batch, with the number of steps and not of batches"
+            )
+        if self.config.schedule == "frozen" and not self.pruned_numel:
+            raise BadInput("the schedule is frozen, and no masks are there: see resume_step")
+        before = schedule.last_due_step(self.config, step - 1)
+        if before is not None and self.state.last_update_step < before:
+            raise BadInput(
+                f"update({step}) is called, and the update of step {before} never was: call it "
+                "before every step; to go on with a model that was saved, see attach's resume_step"
+            )
+
+    def _count_again(self) -> None:
+        """Collective: counts and digest of masks that came from elsewhere."""
+        owned = {mask: mask.owned_digest() for mask in self._masks.values()}
+        self.state.pruned = dict.fromkeys(self.state.pruned, 0)
+        self.state.digest = hex_digest(0)
+        self._add(count_pruned(list(self.state.pruned), owned, all_reduce_sum))
+        self.state.target = self.pruned_numel / self.prunable_numel
 
     def _add(self, counted: Counted) -> None:
         for name, count in counted.by_name.items():

@@ -60,6 +60,16 @@ class FragmentMask:
         """Set the pruned positions of `values` [length], weights or gradients, to +0.0."""
         apply_keep(values, self.keep)
 
+    def count_alive(self, values: torch.Tensor) -> int:
+        """How many pruned positions of `values` [length] are anything but +0.0."""
+        bits = values.view(_INTEGER_VIEW[values.element_size()])
+        size = chunk_size(bits.device)
+        return sum(
+            # An AND of mixed types is slow on CPU.
+            int((bits[at : at + size] & ~self.keep[at : at + size].to(bits.dtype)).count_nonzero())
+            for at in range(0, bits.numel(), size)
+        )
+
 
 def _prune(keep: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """In place: 0 in `keep` (int8 [n]) where `chosen` (bool [n]); which of them were kept."""

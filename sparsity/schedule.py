@@ -99,6 +99,16 @@ def is_due(config: SparsityConfig, step: int) -> bool:
     return step == last or (step - config.prune_start_step) % config.prune_interval_steps == 0
 
 
+def last_due_step(config: SparsityConfig, step: int) -> int | None:
+    """The step of the last update up to `step`, that one included; None if there was none."""
+    last = config.last_update_step
+    if last is None or step < config.prune_start_step:
+        return None
+    if step >= last:
+        return last
+    return step - (step - config.prune_start_step) % config.prune_interval_steps
+
+
 def compute_target(
     config: SparsityConfig, step: int, final_sparsity: float | None = None
 ) -> Fraction:

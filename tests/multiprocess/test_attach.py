@@ -1,5 +1,6 @@
 """Pruning in a DeepSpeed loop that is not ours: any module, any stage, three lines."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -234,6 +235,116 @@ def test_an_overflow_leaves_the_update_pending() -> None:
     assert pool.run(2, overflow) == [(True, True, False)] * 2
 
 
+def clip_norm(stage: int, precision: str, config: dict[str, Any]) -> tuple[float, bool]:
+    engine = foreign_engine(stage, precision, **config)
+    sparsity = attach(engine, SparsityConfig(schedule="one_shot", final_sparsity=0.9))
+    sparsity.update(0)
+    for step in range(2):
+        engine.backward(engine(tokens(step, 0)))
+        engine.step()
+    clean = all(
+        not sparsity._partition.moments(f)["exp_avg"][mask.keep == 0].any()
+        for f, mask in sparsity._masks.items()
+    )
+    norm = engine.get_global_grad_norm()  # at stage 0 in fp32 DeepSpeed keeps none
+    return float(norm or 0.0), clean
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_all_ranks_clip_by_one_norm_and_moments_are_clean(world_size: int) -> None:
+    cases: list[tuple[int, str, dict[str, Any]]] = [
+        (stage, precision, {}) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")
+    ]
+    cases.append((1, "bf16", {"data_types": {"grad_accum_dtype": "fp32"}}))  # BF16_Optimizer
+    cases.append((2, "bf16", {"zero": {"offload_optimizer": {"device": "cpu"}}}))
+    for case in cases:
+        answers = pool.run(world_size, clip_norm, *case)
+        assert len({norm for norm, _ in answers}) == 1, (case, answers)
+        assert all(clean for _, clean in answers), case
+
+
+def resumed(stage: int, folder: str, at: int) -> tuple[str, str, str]:
+    """Digests and a hash of the masters: undisturbed; saved by DeepSpeed at `at`, and gone on."""
+
+    def go(engine: Any, sparsity: SparsityController, steps: range) -> tuple[str, str]:
+        for step in steps:
+            sparsity.update(step)
+            engine.backward(engine(tokens(step, 0)))
+            engine.step()
+        masters = gather(sparsity, {f: sparsity._partition.master(f) for f in sparsity._masks})
+        return sparsity.state.digest, repr([masters[n].tobytes() for n in PRUNED])
+
+    engine = foreign_engine(stage, "bf16")
+    whole = attach(engine, CUBIC)
+    go(engine, whole, range(at))
+    engine.save_checkpoint(folder)
+    want = go(engine, whole, range(at, STEPS))
+    engine = foreign_engine(stage, "bf16")
+    engine.load_checkpoint(folder)
+    sparsity = attach(engine, CUBIC, resume_step=at)
+    got = go(engine, sparsity, range(at, STEPS))
+    same = "the same" if got == want else "not the same"
+    return want[0], got[0], same
+
+
+@pytest.mark.parametrize("at", [1, 4, 6])
+def test_a_loop_goes_on_from_a_checkpoint_of_deepspeeds_own(tmp_path: Path, at: int) -> None:
+    for world_size in (1, 2):
+        for stage in (0, 1, 2, 3):
+            folder = tmp_path / f"{world_size}-{stage}"
+            for want, got, same in pool.run(world_size, resumed, stage, str(folder), at):
+                assert (got, same) == (want, "the same"), (world_size, stage)
+
+
+def misuse(how: str) -> str:
+    engine = foreign_engine(2, "fp32", accumulation=2 if how == "batches" else 1)
+    frozen = SparsityConfig(schedule="frozen")
+    config = frozen if how in ("frozen", "frozen resume") else CUBIC
+    step = {"frozen resume": 9, "dense resume": 9}.get(how)
+    try:
+        sparsity = attach(engine, config, prunable=["mix.weight"], resume_step=step)
+        for step in range(6 if how == "resumed dense" else 0, 8):
+            sparsity.update(step)
+            engine.backward(engine(tokens(step, 0)))
+            engine.step()
+    except BadInput as error:
+        return str(error)
+    return "nothing"
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("batches", "update(1) is called between the batches of a step"),
+        ("resumed dense", "update(6) is called, and the update of step 5 never was"),
+        ("dense resume", "0 weights are zero, and before step 9 at least 346 were pruned"),
+        ("frozen", "the schedule is frozen, and no masks are there"),
+        ("frozen resume", "0 weights are zero, and before step 9 at least 1 were pruned"),
+    ],
+)
+def test_a_loop_that_would_train_with_other_masks_is_stopped(how: str, told: str) -> None:
+    answers = pool.run(2, misuse, how)
+    assert answers[0].startswith(told) and answers[0] == answers[1]
+
+
+def compiled_digests() -> set[str]:
+    config = SparsityConfig(schedule="one_shot", final_sparsity=0.5)
+    digests = set()
+    for wrap in (False, True):
+        engine = foreign_engine(2, "fp32")
+        if wrap:
+            engine.module.mix = torch.compile(engine.module.mix)
+        sparsity = attach(engine, config)
+        assert tuple(sparsity.state.pruned) == PRUNED
+        sparsity.update(0)
+        digests.add(sparsity.state.digest)
+    return digests
+
+
+def test_a_compiled_module_has_the_same_digest() -> None:
+    assert all(len(digests) == 1 for digests in pool.run(2, compiled_digests))
+
+
 def choose(names: list[str] | None) -> list[str] | str:
     try:
         config = SparsityConfig(schedule="one_shot", final_sparsity=0.5)
@@ -278,6 +389,8 @@ def refusals() -> dict[str, str]:
         (engine, "mp_world_size", 2),
         (engine, "sequence_parallel_size", 2),
         (engine, "has_moe_layers", True),
+        (engine._config, "managed_gradient_accumulation", False),
+        (engine._config.compile_config, "deepcompile", True),
     ]
     said = {}
     for owner, field, value in changes:
@@ -304,6 +417,8 @@ def test_what_cannot_be_followed_is_refused_by_name() -> None:
         "tensor parallelism",
         "sequence parallelism",
         "MoE",
+        "managed_gradient_accumulation false",
+        "compile.deepcompile",
     ]
     (said,) = pool.run(1, refusals)
     assert len(said) == len(words)

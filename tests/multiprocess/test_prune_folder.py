@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,7 @@ def test_bad_input(dense: Path, tmp_path: Path) -> None:
     assert "no BERT encoder layer" in str(run(2, other, tmp_path / "o", **options))
     (other / "model.safetensors").write_bytes(b"\\xff" * 100)
     assert "is damaged" in str(run(2, other, tmp_path / "o", **options))
+    (other / "model.safetensors").unlink()  # else it is what is read
     (other / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "../secret.safetensors"}})
     )
@@ -180,3 +182,28 @@ def test_bad_input(dense: Path, tmp_path: Path) -> None:
     uneven = str(run(2, dense, tmp_path / "o", pattern="8x8", **options))
     assert "sparsity.pattern needs weights" in uneven
     assert not (tmp_path / "o").exists()
+
+
+def test_the_same_weights_in_another_form_are_left_out(
+    dense: Path, sharded: Path, tmp_path: Path
+) -> None:
+    """transformers may read those, and would find a dense model."""
+    source = tmp_path / "both"
+    shutil.copytree(dense, source)
+    for file in sharded.glob("model*"):
+        shutil.copyfile(file, source / file.name)
+    others = {"pytorch_model.bin", "tf_model.h5", "model.fp16.safetensors", "flax_model.msgpack"}
+    for name in others:
+        (source / name).write_bytes(b"dense")
+    output = tmp_path / "out"
+    report = run(1, source, output, final_sparsity=0.9)
+    assert isinstance(report, PruneReport)
+    assert report.digest == expected_digest(oracle(dense, 0.9))
+    names = {file.name for file in output.iterdir()}
+    assert {"config.json", "notes.txt", "model.safetensors", KEEP_MASK_FILE} <= names
+    assert not names & others and not any("-of-" in name or "index" in name for name in names)
+    assert len({file.stat().st_mode for file in output.iterdir()}) == 1
+    loaded = BertForMaskedLM.from_pretrained(output)
+    weights = {canonical_name(n): p for n, p in loaded.named_parameters()}
+    zeros = sum(int((p == 0).sum()) for n, p in weights.items() if is_prunable(n))
+    assert zeros == report.pruned
