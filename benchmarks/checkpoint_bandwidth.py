@@ -2,9 +2,9 @@
 
     python benchmarks/checkpoint_bandwidth.py --weights 29500000 --folder /tmp --repeat 5
 
-One rank with random fp32 weights and two moments of them, and a packed mask. Best of the repeats,
-seconds and GB/s; the plain copy is cp's: one sequential read from the page cache and one write,
-with an fsync at the end.
+One rank with random fp32 weights, 90 % of them pruned, and two moments of them. Best of the
+repeats, seconds and GB/s; the plain copy is cp's: one sequential read from the page cache and one
+write, with an fsync at the end.
 """
 
 import argparse
@@ -20,16 +20,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from bert.mask_integrity import check_masks
 from distributed.checkpoint import MASTER, Checkpoint
 from distributed.checkpoint_writer import HostCopy, write_snapshot
 from distributed.files import sha256_of
+from distributed.hashing import hex_digest
 from distributed.partition import Fragment
+from sparsity.masks import FragmentMask
 
 MATRIX = 768 * 3072
 
 
-def build_partition(weights: int) -> tuple[Any, dict[Fragment, torch.Tensor]]:
+def build_partition(weights: int) -> tuple[Any, dict[Fragment, FragmentMask]]:
     sizes = [MATRIX] * (weights // MATRIX) + [weights % MATRIX]
     fragments = {
         Fragment(f"weight.{i}", 0, size, 0, 0, 0, size): torch.randn(3, size)
@@ -45,8 +49,24 @@ def build_partition(weights: int) -> tuple[Any, dict[Fragment, torch.Tensor]]:
         moments=lambda f: {"exp_avg": fragments[f][1], "exp_avg_sq": fragments[f][2]},
         optimizer_steps=lambda: 1,
     )
-    masks = {f: torch.randint(0, 256, (-(-f.length // 8),), dtype=torch.uint8) for f in fragments}
+    masks = {f: FragmentMask(f, torch.device("cpu")) for f in fragments}
+    for fragment, mask in masks.items():
+        mask.load(torch.rand(fragment.length) < 0.1)
+        mask.apply(fragments[fragment][0])
     return partition, masks
+
+
+def build_sparsity(partition: Any, masks: dict[Fragment, FragmentMask]) -> Any:
+    """As much of a SparsityController as `check_masks` looks at."""
+    owned = {f: mask.owned_digest() for f, mask in masks.items()}
+    digest = hex_digest(sum(part for _, part in owned.values()))
+
+    def find_violation() -> str | None:
+        names = (f.name for f, mask in masks.items() if mask.count_alive(partition.master(f)))
+        return next(names, None)
+
+    state = SimpleNamespace(pruned={f.name: n for f, (n, _) in owned.items()}, digest=digest)
+    return SimpleNamespace(state=state, find_violation=find_violation)
 
 
 def best(repeat: int, action: Callable[[], Any]) -> float:
@@ -64,15 +84,22 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     partition, masks = build_partition(options.weights)
+    sparsity = build_sparsity(partition, masks)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         copy = HostCopy()
+        packed: dict[Fragment, torch.Tensor] = {}
 
         def take() -> Any:
-            return copy.take(partition, step=1, packed_masks=masks, state={})
+            return copy.take(partition, step=1, packed_masks=packed, state={})
 
-        first = best(1, take)
+        def check() -> None:
+            packed.update({f: mask.pack() for f, mask in masks.items()})
+            check_masks(sparsity, packed)
+
+        first_check, first = best(1, check), best(1, take)
         snapshot = take()
         final = folder / "step-00000001"
 
@@ -92,6 +119,8 @@ def main() -> int:
                 os.fsync(opened.fileno())
 
         seconds = {"copy to host, first": first, "copy to host": best(options.repeat, take)}
+        seconds |= {"pack and check masks, first": first_check}
+        seconds |= {"pack and check masks": best(options.repeat, check)}
         seconds["write and commit"] = best(options.repeat, write)
         file = final / "rank-00000.safetensors"
         checkpoint = Checkpoint(final)
