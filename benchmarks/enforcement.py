@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from bert.configuration import ModelConfig
-from bert.model import build_model, is_prunable, named_weights, uses_weight_decay
+from bert.model import build_model
+from bert.weights import is_prunable, named_weights, uses_weight_decay
 from distributed.config import ZeroConfig
 from distributed.topology import detect_topology, ensure_process_group
 from distributed.zero import Engine, build_engine

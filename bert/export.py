@@ -30,8 +30,9 @@ from bert.keep_mask import (
     read_tensors,
     save_keep_masks,
 )
-from bert.model import build_bert_config, canonical_name, named_weights
+from bert.model import build_bert_config
 from bert.model_card import build_model_card
+from bert.weights import canonical_name, named_weights
 from distributed.errors import BadInput
 
 WEIGHTS_FILE = "model.safetensors"

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from bert.model import is_prunable
+from bert.weights import is_prunable
 from distributed.errors import BadInput
 
 KEEP_MASK_FILE = "keep_mask.safetensors"

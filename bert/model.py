@@ -5,12 +5,9 @@
          time (masked_loss.py) -> loss, a scalar in fp32
 
 The head runs at masked positions only: 588 million FLOPs a token for BERT-base at 512, not 710.
-A parameter has one canonical name, whatever wraps it: masks, digests, checkpoints, exports use it.
-
 Legend: R rows, T tokens a row, D hidden, M masked positions, V vocabulary, S segments.
 """
 
-import re
 from typing import Any, Literal
 
 import torch
@@ -227,57 +224,6 @@ def build_model(
         if config.initialization == "structured":
             add_structure(mlm)
     return PretrainingModel(mlm, attention=config.attention, distillation=distillation)
-
-
-# What stands before a parameter's name: DeepSpeed's and DDP's wrapper, torch.compile's, ours, and
-# the attribute under which a model with a head keeps its BertModel.
-_PREFIX = re.compile(r"^(?:(?:module|_orig_mod|mlm|bert)\.)+")
-_PRUNABLE = re.compile(
-    r"encoder\.layer\.\d+\."
-    r"(?:attention\.self\.(?:query|key|value)|attention\.output\.dense|intermediate\.dense|output\.dense)"
-    r"\.weight"
-)
-
-
-def canonical_name(name: str) -> str:
-    """A parameter's name in a bare BertModel; a head's parameter keeps the head's name.
-
-    `module.mlm.bert.encoder.layer.0.output.dense.weight` is `encoder.layer.0.output.dense.weight`.
-    """
-    return _PREFIX.sub("", name)
-
-
-def named_weights(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Every parameter of `module` under its canonical name, in registration order.
-
-    A tied parameter comes once, under the name that is registered first (the word embeddings, not
-    the decoder; the head's bias, not the decoder's).
-    """
-    weights: dict[str, nn.Parameter] = {}
-    for name, parameter in module.named_parameters():
-        canonical = canonical_name(name)
-        if canonical in weights:
-            raise ValueError(f"two parameters have the canonical name {canonical}: rename one")
-        weights[canonical] = parameter
-    return list(weights.items())
-
-
-def weight_shapes(config: ModelConfig, *, vocab_size: int, pad_id: int) -> dict[str, torch.Size]:
-    """Shape of every weight by canonical name; nothing is allocated."""
-    bert_config = build_bert_config(config, vocab_size=vocab_size, pad_id=pad_id)
-    with torch.device("meta"):
-        model = BertForMaskedLM(bert_config)
-    return {name: weight.shape for name, weight in named_weights(model)}
-
-
-def is_prunable(name: str) -> bool:
-    """Whether the parameter of this canonical name is among the six weights of an encoder layer."""
-    return _PRUNABLE.fullmatch(name) is not None
-
-
-def uses_weight_decay(name: str) -> bool:
-    """Whether AdamW decays the parameter of this canonical name: all but biases and LayerNorm."""
-    return not name.endswith(".bias") and ".LayerNorm." not in name
 
 
 def flops_per_token(

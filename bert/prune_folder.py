@@ -25,7 +25,7 @@ from bert.keep_mask import (
     read_tensors,
     save_keep_masks,
 )
-from bert.model import canonical_name, is_prunable
+from bert.weights import canonical_name, is_prunable
 from distributed.collectives import all_reduce_sum
 from distributed.errors import BadInput
 from distributed.hashing import hex_digest

@@ -20,9 +20,9 @@ from torch import nn
 
 from bert.configuration import ModelConfig
 from bert.export import load_export
-from bert.model import is_prunable, named_weights
 from bert.pretraining import TrainState
 from bert.vocabulary import load_vocabulary
+from bert.weights import is_prunable, named_weights
 from distributed.checkpoint import MASK, MASTER, Checkpoint
 from distributed.checkpoint_manifest import MANIFEST
 from distributed.errors import BadInput

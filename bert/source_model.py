@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from bert.configuration import ModelConfig
 from bert.export import load_export, read_bert_config
-from bert.model import is_prunable
 from bert.vocabulary import Vocabulary, load_vocabulary
+from bert.weights import is_prunable
 from distributed.checkpoint import MASK, Checkpoint
 from distributed.checkpoint_manifest import MANIFEST
 from distributed.errors import BadInput

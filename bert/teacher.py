@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from bert.configuration import ModelConfig
-from bert.model import named_weights
 from bert.pretraining import Batches, Inputs, Int64Array
 from bert.restoring import read_source
+from bert.weights import named_weights
 from distributed.errors import BadInput
 
 

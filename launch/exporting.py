@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from bert.configuration import ModelConfig
 from bert.export import build_meta_model, export_model
 from bert.heads import MASKED_LM, Head, task_head
-from bert.model import named_weights
 from bert.vocabulary import Vocabulary, load_vocabulary
+from bert.weights import named_weights
 from distributed.checkpoint import MASK, MASTER, Checkpoint
 from distributed.checkpoint_manifest import MANIFEST
 from distributed.errors import BadInput

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert.model import is_prunable
 from bert.tasks.predicting import Predictions
+from bert.weights import is_prunable
 from distributed.checkpoint import Checkpoint
 from distributed.files import write_atomically
 from launch.finetune_configuration import FinetuneConfig

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,10 @@ from launch.run_folder import (
     resolve_source,
     run_folder_of,
 )
-from launch.run_setup import RunPlan, begin_run, begun_with, fingerprint, identify_teacher
+from launch.run_setup import FinetunePlan, begin_run, begun_with, fingerprint, identify_teacher
 from sparsity.schedule import SparsityConfig
 
 _SPLITS = {"train", "dev", "test"}
-
-
-@dataclass(frozen=True)
-class FinetunePlan(RunPlan):
-    """A fine-tuning run that may start: JSON, for it travels to the workers."""
-
-    model: dict[str, Any]  # a ModelConfig
-    lower_case: bool
-    sparsity: dict[str, Any] | None  # frozen, or None for a dense model
 
 
 def check_finetune(config: FinetuneConfig) -> FinetunePlan:

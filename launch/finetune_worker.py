@@ -29,8 +29,9 @@ from launch.configuration import dump_yaml
 from launch.finetune_configuration import FinetuneConfig
 from launch.finetune_inputs import Inputs, read_inputs
 from launch.finetune_results import write_results
-from launch.finetune_setup import FinetunePlan, build_new_task_model, build_task_teacher
+from launch.finetune_setup import build_new_task_model, build_task_teacher
 from launch.run_folder import RunFolder, read_metrics, run_folder_of
+from launch.run_setup import FinetunePlan
 from launch.saving import checkpoint_writer, save_run
 from launch.training import (
     WorkerProcess,
@@ -67,14 +68,17 @@ def run_finetuning(
     with worker_process(config.launch, folder, use_gpu=use_gpu) as process:
         vocabulary = load_vocabulary(folder.vocab_file, lower_case=plan.lower_case)
         run = _Run(config, plan, read_inputs(config, vocabulary), process)
-        with watched(process, config.launch.hang_seconds, stop_requested) as asked_after_step:
+        with watched(process, config.launch.hang_seconds, stop_requested) as (
+            asked_after_step,
+            beat,
+        ):
             state, is_trained = train_and_return(
                 process,
-                lambda attempt: run.train(attempt, report, asked_after_step),
+                lambda attempt: run.train(attempt, report, asked_after_step, beat),
                 most_returns=config.train.max_non_finite_steps,
             )
             if is_trained:
-                run.score(asked_after_step)
+                run.score(beat)
         return state
 
 
@@ -100,6 +104,7 @@ class _Run:
         attempt: Attempt,
         report: Callable[[dict[str, Any]], None],
         stop_requested: Callable[[], bool],
+        beat: Callable[[], None],
     ) -> tuple[TrainState, bool]:
         """Collective: the state at the end, and whether training is done."""
         config, topology, folder = self.config, self.topology, self.folder
@@ -122,7 +127,7 @@ class _Run:
             task=config.task,
             labels=self.inputs.data.labels,
             history=self._history(),
-            beat=stop_requested,
+            beat=beat,
         )
         batches = self.batches("train")
         teacher = build_task_teacher(config, self.inputs, device=topology.device)
@@ -196,7 +201,7 @@ class _Run:
             )
         return state, state.step >= self.train_config.total_steps or validation.is_satisfied
 
-    def score(self, beat: Callable[[], object]) -> None:
+    def score(self, beat: Callable[[], None]) -> None:
         """Collective: score the best checkpoint, and write what it scored."""
         best = self._agree_on_best()
         module = build_new_task_model(self.config, self.model, self.inputs)

@@ -11,8 +11,7 @@ from typing import Any
 
 from launch.configuration import PretrainConfig
 from launch.finetune_configuration import FinetuneConfig
-from launch.finetune_setup import FinetunePlan, begin_finetune, check_finetune, is_scored
-from launch.run_setup import AnyRunConfig, RunPlan, begin_run, check_run
+from launch.run_setup import AnyRunConfig, FinetunePlan, RunPlan, begin_run, check_run
 
 
 def check_job(config: AnyRunConfig) -> RunPlan:
@@ -21,12 +20,18 @@ def check_job(config: AnyRunConfig) -> RunPlan:
     Raises:
         BadInput: one sentence on what to change.
     """
-    return check_finetune(config) if isinstance(config, FinetuneConfig) else check_run(config)
+    if isinstance(config, FinetuneConfig):
+        from launch.finetune_setup import check_finetune
+
+        return check_finetune(config)
+    return check_run(config)
 
 
 def begin_job(config: AnyRunConfig, plan: RunPlan) -> None:
     """Write what the run begins with."""
     if isinstance(config, FinetuneConfig) and isinstance(plan, FinetunePlan):
+        from launch.finetune_setup import begin_finetune
+
         begin_finetune(config, plan)
     else:
         begin_run(config, plan)
@@ -75,5 +80,7 @@ def run_job(
 def is_finished(config: AnyRunConfig, plan: RunPlan, finished_steps: int) -> bool:
     """Whether the run is at its end; fine-tuning may end before its last step."""
     if isinstance(config, FinetuneConfig):
+        from launch.finetune_setup import is_scored
+
         return is_scored(config)
     return finished_steps >= plan.total_steps

@@ -1,11 +1,15 @@
-"""Checks everything that can be wrong with a run before a process is started for it."""
+"""Checks everything that can be wrong with a run before a process is started for it.
+
+What builds a model is imported where that is needed: most starts do not, and transformers takes
+longer to import than all of the checks.
+"""
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -13,11 +17,8 @@ import yaml
 from bert.configuration import DistillationConfig
 from bert.corpora.shards import open_corpus
 from bert.corpora.unigram import load_unigram_counts
-from bert.model import PretrainingModel, build_model, is_prunable, weight_shapes
-from bert.restoring import transfer_start
-from bert.source_model import describe_source
-from bert.teacher import load_teacher
 from bert.vocabulary import Vocabulary, load_vocabulary
+from bert.weights import is_prunable, weight_shapes
 from distributed.checkpoint_manifest import MANIFEST, read_manifest
 from distributed.errors import BadInput
 from distributed.files import sha256_of
@@ -35,6 +36,9 @@ from launch.run_folder import (
     write_identity,
 )
 from sparsity.targets import build_scopes
+
+if TYPE_CHECKING:
+    from bert.model import PretrainingModel
 
 AnyRunConfig = PretrainConfig | FinetuneConfig
 
@@ -55,6 +59,15 @@ class RunPlan:
         return Path(self.init_from) if self.init_from is not None else None
 
 
+@dataclass(frozen=True)
+class FinetunePlan(RunPlan):
+    """A fine-tuning run that may start: JSON, for it travels to the workers."""
+
+    model: dict[str, Any]  # a ModelConfig
+    lower_case: bool
+    sparsity: dict[str, Any] | None  # frozen, or None for a dense model
+
+
 def check_run(config: PretrainConfig) -> RunPlan:
     """Check data, vocabulary, first weights and the run folder; writes nothing.
 
@@ -73,8 +86,7 @@ def check_run(config: PretrainConfig) -> RunPlan:
             load_unigram_counts(validation_folder, vocabulary=vocabulary)
     check_advanced(config.zero)
     if config.sparsity is not None:
-        sizes = {"vocab_size": vocabulary.size, "pad_id": vocabulary.pad_id}
-        shapes = weight_shapes(config.model, **sizes)
+        shapes = weight_shapes(config.model, vocab_size=vocabulary.size)
         build_scopes(config.sparsity, [name for name in shapes if is_prunable(name)], shapes)
     newest, _ = find_start(folder)
     source, init_fingerprint = None, None
@@ -82,6 +94,8 @@ def check_run(config: PretrainConfig) -> RunPlan:
         old = newest.section("identity", "model").get("init_fingerprint")
         init_fingerprint = begun_with(folder, config.model.init_from, old)
     elif config.model.init_from is not None:
+        from bert.restoring import transfer_start
+
         source = resolve_source(config.model.init_from)
         init_fingerprint = fingerprint(source)
         transfer_start(
@@ -137,8 +151,10 @@ def begin_run(config: AnyRunConfig, plan: RunPlan) -> None:
     folder.stop_file.unlink(missing_ok=True)
 
 
-def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> PretrainingModel:
+def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> "PretrainingModel":
     """The run's model with new weights."""
+    from bert.model import build_model
+
     return build_model(
         config.model,
         vocab_size=vocabulary.size,
@@ -152,7 +168,7 @@ def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> Pretraini
 
 def build_teacher(
     config: PretrainConfig, vocabulary: Vocabulary, *, device: torch.device
-) -> PretrainingModel | None:
+) -> "PretrainingModel | None":
     """The model that distillation.teacher names; None without one.
 
     Raises:
@@ -160,6 +176,10 @@ def build_teacher(
     """
     if config.distillation is None:
         return None
+    from bert.model import build_model
+    from bert.source_model import describe_source
+    from bert.teacher import load_teacher
+
     source = resolve_source(config.distillation.teacher)
     described = describe_source(source, vocab=config.model.vocab)
     module = build_model(

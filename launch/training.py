@@ -20,9 +20,9 @@ from torch import nn
 
 from bert.configuration import TrainConfig
 from bert.loss_spikes import SpikeDetector
-from bert.model import is_prunable, named_weights, uses_weight_decay
 from bert.numbers import GoBack
 from bert.restoring import Start, fill_module, restore_engine
+from bert.weights import is_prunable, named_weights, uses_weight_decay
 from distributed.config import ZeroConfig
 from distributed.fencing import check_claim
 from distributed.topology import Topology, detect_topology, ensure_process_group
@@ -72,11 +72,12 @@ def worker_process(
 @contextmanager
 def watched(
     process: WorkerProcess, hang_seconds: float, stop_requested: Callable[[], bool]
-) -> Iterator[Callable[[], bool]]:
+) -> Iterator[tuple[Callable[[], bool], Callable[[], None]]]:
     """While inside, end this process when it makes no step for `hang_seconds`.
 
     Yields:
-        `stop_requested`, to be asked after each step: that is how the steps are seen.
+        `stop_requested`, to be asked after each step: that is how the steps are seen; and what to
+        call on the way through other work that may take as long.
     """
     rank = process.topology.rank
     watchdog = Watchdog(
@@ -92,7 +93,7 @@ def watched(
         return stop_requested()
 
     try:
-        yield asked_after_step
+        yield asked_after_step, watchdog.beat
     finally:
         watchdog.stop()
 

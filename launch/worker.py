@@ -64,7 +64,7 @@ def run_pretraining(
             world_size=process.topology.world_size,
             cache_dir=folder.cache,
         )
-        with watched(process, config.launch.hang_seconds, stop_requested) as asked_after_step:
+        with watched(process, config.launch.hang_seconds, stop_requested) as (asked_after_step, _):
             return train_and_return(
                 process,
                 lambda attempt: _train_from(

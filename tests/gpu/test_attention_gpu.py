@@ -9,7 +9,8 @@ import torch
 
 from bert.attention import build_block_mask, packed_attention, uses_varlen
 from bert.configuration import ModelConfig
-from bert.model import build_model, named_weights
+from bert.model import build_model
+from bert.weights import named_weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.finetune_configuration import FinetuneConfig, resolve_finetune_paths
-from launch.finetune_setup import FinetunePlan, begin_finetune, check_finetune
+from launch.finetune_setup import begin_finetune, check_finetune
 from launch.run_folder import RunFolder, run_folder_of
+from launch.run_setup import FinetunePlan
 from tests.multiprocess import pool
 
 GOOD, BAD, OTHER = (

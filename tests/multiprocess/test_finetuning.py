@@ -287,7 +287,7 @@ def test_another_task_in_the_same_folder_is_refused(folder: Path, source: RunFol
     with pytest.raises(BadInput, match=r"train.learning_rate was 0.005 and is now 0.001"):
         check_is_open(changed)
     tasks.write_sentences(folder / "train.tsv", 30, 99)
-    with pytest.raises(BadInput, match="task.fingerprint"):
+    with pytest.raises(BadInput, match="the content of task.train, task.dev or task.test was"):
         check_is_open(task_run(folder, source.path, train={"epochs": 1}))
 
 

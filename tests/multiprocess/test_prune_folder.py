@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from bert.keep_mask import KEEP_MASK_FILE, load_keep_masks
-from bert.model import canonical_name, is_prunable
 from bert.prune_folder import PruneReport, prune_folder
+from bert.weights import canonical_name, is_prunable
 from distributed.errors import BadInput
 from sparsity.schedule import SparsityConfig
 from tests.multiprocess import pool

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bert.model import build_model, is_prunable, named_weights
+from bert.model import build_model
 from bert.vocabulary import load_vocabulary
+from bert.weights import is_prunable, named_weights
 from distributed.checkpoint import MASK, MASTER, list_steps, step_folder
 from launch.exporting import export_checkpoint
 from launch.run_folder import RunFolder, read_metrics, run_folder_of

@@ -86,10 +86,17 @@ def test_what_is_allowed() -> None:
     assert find_violations("import distributed.zero, sparsity, torch", "bert/a.py") == []
 
 
-def test_configurations_need_no_torch() -> None:
-    program = (
-        "import sys, launch.__main__, launch.configuration, launch.finetune_configuration, "
-        "launch.study; print(*{'torch', 'transformers', 'deepspeed', 'ray'} & set(sys.modules))"
-    )
+@pytest.mark.parametrize(
+    ("modules", "slow"),
+    [
+        (
+            "launch.__main__, launch.configuration, launch.finetune_configuration, launch.study",
+            {"torch", "transformers", "deepspeed", "ray"},
+        ),
+        ("launch.driver", {"transformers", "deepspeed", "ray"}),
+    ],
+)
+def test_a_start_waits_for_no_import_that_it_does_not_need(modules: str, slow: set[str]) -> None:
+    program = f"import sys, {modules}; print(*{slow} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "\n", done.stdout + done.stderr

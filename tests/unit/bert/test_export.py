@@ -16,7 +16,8 @@ from transformers import AutoModel, AutoTokenizer, BertForPreTraining
 import bert.export
 from bert.configuration import ModelConfig
 from bert.export import export_model, fill_mask, load_export
-from bert.model import PretrainingModel, is_prunable, named_weights
+from bert.model import PretrainingModel
+from bert.weights import is_prunable, named_weights
 from distributed.errors import BadInput
 
 DIGEST = "0123456789abcdef"

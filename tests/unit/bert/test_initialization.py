@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from torch.nn.functional import layer_norm
 
 from bert.configuration import ModelConfig
-from bert.model import PretrainingModel, build_model, named_weights
+from bert.model import PretrainingModel, build_model
+from bert.weights import named_weights
 
 VOCAB_SIZE, TOKENS, LAYERS = 2000, 128, 2
 # hidden size, heads, standard deviation: the demo's and BERT-base's

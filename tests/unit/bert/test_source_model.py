@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForPreTraining
 
 from bert.configuration import ModelConfig
-from bert.model import is_prunable
 from bert.restoring import transfer_start
 from bert.source_model import describe_source
 from bert.tasks.model import build_task_model
+from bert.weights import is_prunable
 from distributed.errors import BadInput
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "Cat"]

@@ -11,8 +11,9 @@ import torch
 import yaml
 
 from bert.configuration import ModelConfig
-from bert.model import build_model, is_prunable, named_weights
+from bert.model import build_model
 from bert.vocabulary import SPECIAL_TOKENS, load_vocabulary
+from bert.weights import is_prunable, named_weights
 from distributed.checkpoint_writer import save_checkpoint
 from distributed.hashing import hex_digest, name_hash, position_hash
 from distributed.partition import Fragment

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForMaskedLM
 
 from bert.export import load_export
-from bert.model import is_prunable
+from bert.weights import is_prunable
 from distributed.checkpoint import MASK, MASTER, Checkpoint, step_folder
 from distributed.checkpoint_manifest import seal
 from distributed.errors import BadInput
