@@ -94,6 +94,7 @@ def sparsity_of(numels: dict[str, int], **schedule: Any) -> SparsityController:
         world_size=1,
         master=lambda f: parameters[f.slot].detach(),
         gradients_reach_norm=True,
+        is_mid_step=False,
     )
     return SparsityController(
         SparsityConfig.model_validate(schedule),
