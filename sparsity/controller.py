@@ -77,6 +77,7 @@ class SparsityController:
         self._slots: dict[int, list[FragmentMask]] = {}
         for f, mask in self._masks.items():
             self._slots.setdefault(f.slot, []).append(mask)
+        self._are_loaded = False  # masks that came from elsewhere, though they may prune nothing
         self._update_seconds, self._wire_bytes = 0.0, 0
         optimizer.register_step_post_hook(self._enforce)
         if not partition.gradients_reach_norm:
@@ -257,7 +258,7 @@ class SparsityController:
                 f"update({step}) is called between the batches of a step: call it once a step, "
                 "before the first batch, with the number of steps and not of batches"
             )
-        if self.config.schedule == "frozen" and not self.pruned_numel:
+        if self.config.schedule == "frozen" and not self._are_loaded:
             raise BadInput("the schedule is frozen, and no masks are there: see resume_step")
         before = schedule.last_due_step(self.config, step - 1)
         if before is not None and self.state.last_update_step < before:
@@ -268,6 +269,7 @@ class SparsityController:
 
     def _count_again(self) -> None:
         """Collective: counts and digest of masks that came from elsewhere."""
+        self._are_loaded = True
         owned = {mask: mask.owned_digest() for mask in self._masks.values()}
         self.state.pruned = dict.fromkeys(self.state.pruned, 0)
         self.state.digest = hex_digest(0)
