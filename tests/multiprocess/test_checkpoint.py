@@ -1,6 +1,7 @@
 """Checkpoints: what is read back is what was there, on any world size and stage."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def save(engine: Any, sparsity: SparsityController, folder: Path, step: int) -> 
         attempt="test",
         partition=engine.partition,
         packed_masks=sparsity.packed_masks(),
-        state={"digest": sparsity.state.digest},
+        state={"sparsity": asdict(sparsity.state)},
     )
 
 
@@ -75,8 +76,9 @@ def restore(setup: dict[str, Any], path: Path) -> tuple[Any, SparsityController]
     moments = {kind: checkpoint.reader(kind) for kind in ("exp_avg", "exp_avg_sq")}
     engine.partition.write_moments(moments, checkpoint.optimizer_steps)
     sparsity = attach(engine)
-    digest = checkpoint.state["digest"]
-    sparsity.load_masks(checkpoint.reader(MASK), expected_digest=digest)
+    saved = checkpoint.state["sparsity"]
+    sparsity.load_masks(checkpoint.reader(MASK), expected_digest=saved["digest"])
+    sparsity.load_state(saved)
     return engine, sparsity
 
 
