@@ -47,3 +47,4 @@ bio_sparse() {
 both general
 both bio
 $sparsebert compare configs/studies/miniature.yaml
+$sparsebert compare configs/studies/miniature_grid.yaml
