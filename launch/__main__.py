@@ -8,6 +8,7 @@ seconds, and --help must not.
 import dataclasses
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +16,7 @@ import typer
 
 from launch.model_commands import AsJson, export, inspect, print_json, prune
 from launch.packages import find_foreign_package
+from launch.ray_events import RAY_THREAD
 from launch.submitting import submit
 from launch.tensorboard import tensorboard
 
@@ -245,7 +247,7 @@ def main() -> None:
     try:
         _run()
     except SystemExit as end:
-        if "ray" in sys.modules:
+        if any(thread.name == RAY_THREAD for thread in threading.enumerate()):
             _leave_at_once(end)
         raise
 
@@ -269,9 +271,9 @@ def _fail(sentence: str) -> None:
 
 
 def _leave_at_once(end: SystemExit) -> None:
-    """Without taking the interpreter down piece by piece: Ray's threads run on, and may crash then.
+    """Without taking the interpreter down: a thread that is inside Ray may crash then.
 
-    (Seen: a segmentation fault after the last word, and so -11 where the exit code was to be 2.)
+    (Seen where a run was refused: a segmentation fault after the last word, so -11 for code 2.)
     """
     code = end.code if isinstance(end.code, int) else int(end.code is not None)
     sys.stdout.flush()

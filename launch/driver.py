@@ -27,6 +27,7 @@ from launch.process_group import build_torch_config
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.ray_cluster import check_resources, ray_cluster
 from launch.ray_events import (
+    RAY_THREAD,
     BackOff,
     Failure,
     FailureTail,
@@ -240,7 +241,7 @@ def _follow(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool
         events = EventTail(folder.events_file)
         if not launch.is_elastic:
             display.note(f"starting {launch.most_workers} worker(s)")
-        threading.Thread(target=fit, name="ray-train", daemon=True).start()
+        threading.Thread(target=fit, name=RAY_THREAD, daemon=True).start()
         follow_metrics(
             folder.metrics_file,
             stop=lambda: finished.is_set() | failures.look() | events.tell(display.note),
