@@ -9,14 +9,15 @@ import dataclasses
 import os
 import sys
 import threading
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from launch import RAY_THREAD
 from launch.model_commands import AsJson, export, inspect, print_json, prune
 from launch.packages import find_foreign_package
-from launch.ray_events import RAY_THREAD
 from launch.submitting import submit
 from launch.tensorboard import tensorboard
 
@@ -36,9 +37,30 @@ app = typer.Typer(
 )
 
 
+def _print_versions(wanted: bool) -> None:
+    if not wanted:
+        return
+    for name in ("sparsebert", "torch", "deepspeed", "ray", "transformers"):
+        try:
+            typer.echo(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:  # sparsebert in a job that brought its own files
+            typer.echo(f"{name} is not installed")
+    raise typer.Exit
+
+
 @app.callback()
-def _commands() -> None:
-    """Keeps the commands' names even while there is only one."""
+def _commands(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_print_versions,
+            help="Print the versions of sparsebert and of what it stands on, and exit.",
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()

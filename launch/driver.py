@@ -17,6 +17,7 @@ from typing import Any
 
 from distributed.checkpoint import find_newest
 from distributed.errors import BadInput
+from launch import RAY_THREAD
 from launch.configuration import PretrainConfig, resolve_paths
 from launch.crash_loops import CrashLoops
 from launch.elastic import ask_when_more_fit, await_workers
@@ -27,7 +28,6 @@ from launch.process_group import build_torch_config
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.ray_cluster import check_resources, ray_cluster
 from launch.ray_events import (
-    RAY_THREAD,
     BackOff,
     Failure,
     FailureTail,

@@ -16,8 +16,6 @@ from launch.run_folder import last_step
 FILE_NAME = "failures.jsonl"
 _MOST_SECONDS = 60.0
 
-RAY_THREAD = "ray-train"  # of the driver: it waits inside Ray while the group trains
-
 
 @dataclass(frozen=True)
 class Failure:

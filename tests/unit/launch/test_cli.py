@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,6 +88,14 @@ def test_help_is_fast_because_it_imports_no_torch() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_versions_that_a_report_of_a_fault_needs() -> None:
+    done = in_a_process("--version")
+    named = [line.split()[0] for line in done.stdout.splitlines()]
+    assert done.returncode == 0
+    assert named == ["sparsebert", "torch", "deepspeed", "ray", "transformers"]
+    assert f"torch {metadata.version('torch')}" in done.stdout
 
 
 def test_a_mistyped_path_or_override_imports_no_torch(tmp_path: Path) -> None:
