@@ -16,11 +16,12 @@ from typing import Any
 from bert.tasks.configuration import TaskConfig
 from bert.tasks.splits import load_task
 from distributed.errors import BadInput
+from launch.finetune_configuration import FinetuneConfig
 from launch.finetune_results import read_results
 from launch.finetune_setup import check_unchanged
 from launch.progress import StatusLine, make_console
-from launch.run_folder import resolve_source, run_folder_of
-from launch.run_setup import fingerprint
+from launch.run_folder import run_folder_of
+from launch.run_setup import source_fingerprint
 from launch.stopping import STOPPED_EXIT_CODE
 from launch.study import (
     StudyConfig,
@@ -50,7 +51,8 @@ def compare(study: StudyConfig, *, quiet: bool = False) -> list[dict[str, Any]]:
         _check(study, run)
     study.folder.mkdir(parents=True, exist_ok=True)
     grid = list(grid_runs(study))
-    _complete(study, grid, "grid", quiet, lambda: None)
+    check = _build_check()
+    _complete(study, grid, "grid", quiet, check, lambda: None)
     chosen = choose_rates(study, {r: mean_dev_score(_results(study, r) or []) for r in grid})
     final = final_runs(study, chosen)
 
@@ -60,7 +62,7 @@ def compare(study: StudyConfig, *, quiet: bool = False) -> list[dict[str, Any]]:
         write_report(study, rows, missing=len(final) - len(there))
         return rows
 
-    _complete(study, final, "final", quiet, report)
+    _complete(study, final, "final", quiet, check, report)
     return report()
 
 
@@ -93,11 +95,29 @@ def _results(study: StudyConfig, run: StudyRun) -> list[dict[str, Any]] | None:
     return None if needs_test and any(r["test"] is None for r in whole) else whole
 
 
+def _build_check() -> Callable[[FinetuneConfig], None]:
+    """`check_unchanged` that reads each model and each task once, whatever number of runs."""
+    data: dict[str, str] = {}
+
+    def fingerprint_of_data(task: TaskConfig) -> str:
+        key = task.model_dump_json()
+        if key not in data:
+            data[key] = load_task(task).fingerprint
+        return data[key]
+
+    return functools.partial(
+        check_unchanged,
+        fingerprint_of_model=functools.cache(source_fingerprint),
+        fingerprint_of_data=fingerprint_of_data,
+    )
+
+
 def _complete(
     study: StudyConfig,
     runs: Sequence[StudyRun],
     label: str,
     quiet: bool,
+    check: Callable[[FinetuneConfig], None],
     after_each: Callable[[], object],
 ) -> None:
     """Run those that have no results yet, `study.parallel` at once.
@@ -105,19 +125,10 @@ def _complete(
     Raises:
         BadInput: what is there was made with another configuration or another model.
     """
-    # Many runs share a model and a task, each of which takes a while to read.
-    model_fingerprint = functools.cache(lambda init_from: fingerprint(resolve_source(init_from)))
-    data_fingerprints: dict[str, str] = {}
     for run in runs:
         config = load_finetune(study, run)
-        if run.task not in data_fingerprints:
-            data_fingerprints[run.task] = load_task(config.task).fingerprint
         for seed in run.seeds:
-            check_unchanged(
-                config.for_seed(seed),
-                model_fingerprint=model_fingerprint(config.model.init_from),
-                data_fingerprint=data_fingerprints[run.task],
-            )
+            check(config.for_seed(seed))
     missing = [run for run in runs if _results(study, run) is None]
     done = len(runs) - len(missing)
     console = make_console(stderr=quiet)

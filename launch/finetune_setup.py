@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from bert.configuration import ModelConfig
 from bert.restoring import transfer_start
 from bert.source_model import describe_source
+from bert.tasks.configuration import TaskConfig
 from bert.tasks.model import TaskModel, build_task_model
 from bert.teacher import load_teacher
 from bert.vocabulary import load_vocabulary
@@ -102,11 +103,15 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
 
 
 def check_unchanged(
-    config: FinetuneConfig, *, model_fingerprint: str, data_fingerprint: str
+    config: FinetuneConfig,
+    *,
+    fingerprint_of_model: Callable[[Path], str],
+    fingerprint_of_data: Callable[[TaskConfig], str],
 ) -> None:
     """See that what is in the run's folder, if anything, has this configuration, model and data.
 
-    Unlike `check_finetune` it reads neither, and takes no change of the model for history.
+    Unlike `check_finetune` it takes no change of the model for history. Reading models and data
+    takes a while and many runs share them, so how to is the caller's to say and to remember.
 
     Raises:
         BadInput: it has not.
@@ -115,9 +120,12 @@ def check_unchanged(
     old = _read_identity(folder)
     if old is None:
         return
-    model = {**old["model"], "init_fingerprint": model_fingerprint}
-    teacher = identify_teacher(config.distillation)
-    configured = _configured(config, data_fingerprint=data_fingerprint, distillation=teacher)
+    model = {**old["model"], "init_fingerprint": fingerprint_of_model(config.model.init_from)}
+    configured = _configured(
+        config,
+        data_fingerprint=fingerprint_of_data(config.task),
+        distillation=identify_teacher(config.distillation, fingerprint_of_model),
+    )
     check_identity(folder, {**old, **configured, "model": model})
 
 

@@ -5,7 +5,7 @@ longer to import than all of the checks.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,26 +203,39 @@ def begun_with(folder: RunFolder, init_from: Path | None, old: str | None) -> st
     Raises:
         BadInput: another source is named, and has no model.
     """
+    if init_from is None:
+        return None
     try:
         recorded = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
-        before = recorded["model"]["init_from"]
+        is_the_same = recorded["model"]["init_from"] == str(init_from)
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-        before = None if init_from is None else ""  # unknown: look at the weights
-    if before == (None if init_from is None else str(init_from)):
-        return old
-    return None if init_from is None else fingerprint(resolve_source(init_from))
+        is_the_same = False  # not known: look at the weights
+    return old if is_the_same else source_fingerprint(init_from)
 
 
-def identify_teacher(distillation: DistillationConfig | None) -> dict[str, Any] | None:
+def identify_teacher(
+    distillation: DistillationConfig | None, fingerprint_of: Callable[[Path], str] | None = None
+) -> dict[str, Any] | None:
     """What of `distillation` makes a run that run: the teacher by its weights, not by its path.
+
+    `fingerprint_of` is `source_fingerprint`, perhaps with a memory.
 
     Raises:
         BadInput: there is no such teacher.
     """
     if distillation is None:
         return None
-    teacher = fingerprint(resolve_source(distillation.teacher))
+    teacher = (fingerprint_of or source_fingerprint)(distillation.teacher)
     return {**distillation.model_dump(mode="json", exclude={"teacher"}), "teacher": teacher}
+
+
+def source_fingerprint(path: Path) -> str:
+    """`fingerprint` of what a run, a checkpoint or a Hugging Face folder means as a source.
+
+    Raises:
+        BadInput: it means nothing.
+    """
+    return fingerprint(resolve_source(path))
 
 
 def fingerprint(source: Path) -> str:

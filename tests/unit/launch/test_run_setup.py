@@ -33,6 +33,7 @@ def test_the_same_source_is_history_whatever_became_of_it(
 ) -> None:
     assert begun_with(begun(Path("/gone")), Path("/gone"), OLD) == OLD
     assert begun_with(begun(None), None, None) is None
+    assert begun_with(begun(Path("/gone")), None, OLD) is None, "it began with weights"
 
 
 def test_another_source_counts_by_its_weights(
