@@ -163,11 +163,16 @@ class EvaluationConfig(Config):
         return value
 
 
-class DistillationConfig(Config):
+class SoftLabelsConfig(Config):
+    """How much to learn from a teacher."""
+
+    temperature: float = Field(2.0, gt=0)
+    hardness: float = Field(0.5, ge=0, le=1, description="weight of the teacher; 1 is it alone")
+
+
+class DistillationConfig(SoftLabelsConfig):
     """Whom to learn from and how much."""
 
     teacher: Path = Field(
         description="run, checkpoint or Hugging Face folder, trained for the same"
     )
-    temperature: float = Field(2.0, gt=0)
-    hardness: float = Field(0.5, ge=0, le=1, description="weight of the teacher; 1 is it alone")

@@ -47,41 +47,49 @@ def compare(study: StudyConfig, *, quiet: bool = False) -> list[dict[str, Any]]:
         BadInput: a configuration is wrong, before anything runs; or a run refuses its input.
         StudyStopped: a signal stopped a run.
     """
-    for run in (*grid_runs(study), *_one_run_of_each(study)):
-        _check(study, run)
+    _check_all(study)
     study.folder.mkdir(parents=True, exist_ok=True)
-    grid = list(grid_runs(study))
     check = _build_check()
-    _complete(study, grid, "grid", quiet, check, lambda: None)
-    chosen = choose_rates(study, {r: mean_dev_score(_results(study, r) or []) for r in grid})
-    final = final_runs(study, chosen)
+    chosen: dict[str, dict[str, float]] = {task: {} for task in study.tasks}
+    final: list[StudyRun] = []
+    rows: list[dict[str, Any]] = []
 
-    def report() -> list[dict[str, Any]]:
+    def report() -> None:
         there = {run: found for run in final if (found := _results(study, run)) is not None}
-        rows = build_rows(study, chosen, there)
-        write_report(study, rows, missing=len(final) - len(there))
-        return rows
+        rows[:] = build_rows(study, chosen, there)
+        begun = {(run.task, run.model) for run in final}
+        later = len(study.tasks) * len(study.models) - len(begun)  # at least
+        write_report(study, rows, missing=len(final) - len(there) + later)
 
-    _complete(study, final, "final", quiet, check, report)
-    return report()
+    for models in study.stages:
+        grid = list(grid_runs(study, models, chosen))
+        _complete(study, grid, "grid", quiet, check, lambda: None)
+        dev_scores = {run: mean_dev_score(_results(study, run) or []) for run in grid}
+        for task, rates in choose_rates(study, models, dev_scores).items():
+            chosen[task] |= rates
+        runs = final_runs(study, models, chosen)
+        final += runs
+        _complete(study, runs, "final", quiet, check, report)
+    report()
+    return rows
 
 
-def _one_run_of_each(study: StudyConfig) -> list[StudyRun]:
-    rate = study.learning_rates[0]
-    return [
-        StudyRun(model, task, rate, tuple(study.seeds), score_test=True)
-        for task in study.tasks
-        for model in study.models
-    ]
+def _check_all(study: StudyConfig) -> None:
+    """See that each configuration is valid and each model there.
 
-
-def _check(study: StudyConfig, run: StudyRun) -> TaskConfig:
-    config = load_finetune(study, run)
-    if not config.model.init_from.exists():
-        raise BadInput(
-            f"models.{run.model}.init_from: {config.model.init_from} does not exist: train it first"
-        )
-    return config.task
+    Raises:
+        BadInput: one is not.
+    """
+    models = list(study.models)
+    # Which rates dev will choose is not known yet: any will do.
+    any_rates = {task: dict.fromkeys(models, study.learning_rates[0]) for task in study.tasks}
+    for run in (*grid_runs(study, models, any_rates), *final_runs(study, models, any_rates)):
+        config = load_finetune(study, run)
+        if not config.model.init_from.exists():
+            raise BadInput(
+                f"models.{run.model}.init_from: {config.model.init_from} does not exist: train "
+                "it first"
+            )
 
 
 def _results(study: StudyConfig, run: StudyRun) -> list[dict[str, Any]] | None:

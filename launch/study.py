@@ -4,16 +4,20 @@ grid      every model x task x learning rate, on the first grid_seeds seeds; tes
 choice    for each model and task the rate with the best mean dev score
 final     all seeds at that rate, and for a model with a twin at the twin's rate too, which is
           the sparse model with the dense one's hyperparameters; test scored once
+
+A model with `distillation` comes after the others: its teacher on a task is its twin's final run.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import yaml
 from pydantic import Field, field_validator, model_validator
 
+from bert.configuration import SoftLabelsConfig
 from distributed.config import Config
 from launch import config_loading
 from launch.configuration import check_name
@@ -25,6 +29,10 @@ class StudyModel(Config):
 
     init_from: Path
     twin: str | None = Field(None, description="the model that this one is measured against")
+    distillation: SoftLabelsConfig | None = Field(
+        None,
+        description="learn each task from the twin too: from its final run, of the first seed",
+    )
 
 
 class StudyTask(Config):
@@ -60,6 +68,14 @@ class StudyConfig(Config):
         for name, model in self.models.items():
             if model.twin is not None and model.twin not in self.models:
                 raise ValueError(f"models.{name}.twin is {model.twin}, which is no model here")
+            if model.distillation is not None:
+                if model.twin is None:
+                    raise ValueError(f"models.{name}.distillation needs a twin, its teacher")
+                if self.models[model.twin].distillation is not None:
+                    raise ValueError(
+                        f"models.{name}.twin is {model.twin}, which has distillation itself: name "
+                        "a model that learns from the labels alone"
+                    )
         for name in (*self.models, *self.tasks):
             check_name(name)
         # As they stand in the names of the runs' folders.
@@ -74,6 +90,13 @@ class StudyConfig(Config):
         """Where runs and tables of the study go."""
         return self.runs_dir / self.name
 
+    @property
+    def stages(self) -> list[list[str]]:
+        """The models in the order in which they can be fine-tuned: teachers before students."""
+        students = [name for name, model in self.models.items() if model.distillation]
+        others = [name for name in self.models if name not in students]
+        return [others, students] if students else [others]
+
 
 @dataclass(frozen=True)
 class StudyRun:
@@ -84,6 +107,7 @@ class StudyRun:
     learning_rate: float
     seeds: tuple[int, ...]
     score_test: bool
+    teacher: Path | None = None
 
     @property
     def name(self) -> str:
@@ -91,21 +115,27 @@ class StudyRun:
         return f"{self.task}.{self.model}.lr{self.learning_rate:g}"
 
 
-Scores = Callable[[StudyRun], "list[dict[str, Any]] | None"]  # results of all its seeds, or None
+Rates = Mapping[str, Mapping[str, float]]  # task -> model -> the rate that dev chose
 
 
 def finetune_overrides(study: StudyConfig, run: StudyRun) -> list[str]:
     """The run as field=value over its task's file; later ones win."""
-    return [
+    model = study.models[run.model]
+    overrides = [
         *study.overrides,
         *study.tasks[run.task].overrides,
         f"name={run.name}",
-        f"model.init_from={study.models[run.model].init_from}",
+        f"model.init_from={model.init_from}",
         f"seeds={list(run.seeds)}",
         f"train.learning_rate={run.learning_rate:g}",
         f"score_test={str(run.score_test).lower()}",
         f"launch.runs_dir={study.folder}",
     ]
+    if model.distillation is not None:
+        fields = {"teacher": str(run.teacher), **model.distillation.model_dump()}
+        flow = yaml.safe_dump(fields, default_flow_style=True, width=float("inf"))
+        overrides.append(f"distillation={flow.strip()}")
+    return overrides
 
 
 def load_finetune(study: StudyConfig, run: StudyRun) -> FinetuneConfig:
@@ -115,40 +145,60 @@ def load_finetune(study: StudyConfig, run: StudyRun) -> FinetuneConfig:
     return resolve_finetune_paths(loaded)
 
 
-def grid_runs(study: StudyConfig) -> Iterator[StudyRun]:
-    """What chooses the learning rates; nothing where there is only one."""
+def grid_runs(study: StudyConfig, models: Sequence[str], chosen: Rates) -> Iterator[StudyRun]:
+    """What chooses the models' learning rates; nothing where there is only one."""
     if len(study.learning_rates) == 1:
         return
     seeds = tuple(study.seeds[: study.grid_seeds])
     for task in study.tasks:
-        for model in study.models:
+        for model in models:
+            teacher = _teacher(study, task, model, chosen)
             for rate in study.learning_rates:
-                yield StudyRun(model, task, rate, seeds, score_test=False)
+                yield StudyRun(model, task, rate, seeds, score_test=False, teacher=teacher)
 
 
-def choose_rates(study: StudyConfig, dev_scores: Mapping[StudyRun, float]) -> dict[str, Any]:
+def choose_rates(
+    study: StudyConfig, models: Sequence[str], dev_scores: Mapping[StudyRun, float]
+) -> dict[str, dict[str, float]]:
     """Task -> model -> the rate with the best dev score; the smaller of equal ones."""
     if len(study.learning_rates) == 1:
-        return {t: dict.fromkeys(study.models, study.learning_rates[0]) for t in study.tasks}
+        return {task: dict.fromkeys(models, study.learning_rates[0]) for task in study.tasks}
     chosen: dict[str, dict[str, float]] = {}
     for task in study.tasks:
-        for model in study.models:
+        for model in models:
             tried = [r for r in dev_scores if (r.task, r.model) == (task, model)]
             best = min(tried, key=lambda r: (-dev_scores[r], r.learning_rate))
             chosen.setdefault(task, {})[model] = best.learning_rate
     return chosen
 
 
-def final_runs(study: StudyConfig, chosen: Mapping[str, Mapping[str, float]]) -> list[StudyRun]:
-    """What is scored on test: each model at its own rate, and at its twin's."""
-    runs: dict[StudyRun, None] = {}
-    for task in study.tasks:
-        for name, model in study.models.items():
-            owners = [name] if model.twin is None else [name, model.twin]
-            for owner in owners:
-                rate = chosen[task][owner]
-                runs[StudyRun(name, task, rate, tuple(study.seeds), score_test=True)] = None
-    return list(runs)
+def final_runs(study: StudyConfig, models: Sequence[str], chosen: Rates) -> list[StudyRun]:
+    """What is scored on test: each of the models at its own rate, and at its twin's."""
+    return list(
+        dict.fromkeys(
+            StudyRun(
+                name,
+                task,
+                chosen[task][owner],
+                tuple(study.seeds),
+                score_test=True,
+                teacher=_teacher(study, task, name, chosen),
+            )
+            for task in study.tasks
+            for name in models
+            for owner in (name, study.models[name].twin)
+            if owner is not None
+        )
+    )
+
+
+def _teacher(study: StudyConfig, task: str, model: str, chosen: Rates) -> Path | None:
+    """The run that `model` learns `task` from: its twin's, first seed, at the twin's rate."""
+    twin = study.models[model].twin
+    if study.models[model].distillation is None or twin is None:
+        return None
+    final = StudyRun(twin, task, chosen[task][twin], tuple(study.seeds), score_test=True)
+    return study.folder / final.name / f"seed-{study.seeds[0]}"
 
 
 def mean_dev_score(results: list[dict[str, Any]]) -> float:

@@ -86,6 +86,7 @@ def test_a_study_runs_what_is_missing(models: dict[str, Path], task_file: Path) 
         "models": {
             "dense": {"init_from": str(models["dense"])},
             "sparse": {"init_from": str(models["sparse"]), "twin": "dense"},
+            "student": {"init_from": str(models["sparse"]), "twin": "dense", "distillation": {}},
         },
         "tasks": {"words": {"config": str(task_file), "published": {"somebody": 99.0}}},
         "seeds": [1, 2],
@@ -97,7 +98,7 @@ def test_a_study_runs_what_is_missing(models: dict[str, Path], task_file: Path) 
     done = sparsebert("compare", file, "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
-    assert {row["model"] for row in rows} == {"dense", "sparse"}
+    assert {row["model"] for row in rows} == {"dense", "sparse", "student"}
     for row in rows:
         assert len(row["scores"]) == 2 and row["interval95"] is not None
     sparse = [row for row in rows if row["model"] == "sparse"]
@@ -108,6 +109,13 @@ def test_a_study_runs_what_is_missing(models: dict[str, Path], task_file: Path) 
         tried = folder.glob(f"words.{model}.lr*/seed-1/results.json")
         dev = {r["learning_rate"]: r["dev"]["accuracy"] for r in map(_read, tried)}
         assert len(dev) == 2 and dev[row["learning_rate"]] == max(dev.values())
+    teacher = folder / f"words.dense.lr{names['dense']['learning_rate']:g}" / "seed-1"
+    for config in folder.glob("words.*/seed-*/config.yaml"):
+        taught = yaml.safe_load(config.read_text())["distillation"]
+        is_student = config.parent.parent.name.startswith("words.student.")
+        assert taught == (
+            {"teacher": str(teacher), "temperature": 2.0, "hardness": 0.5} if is_student else None
+        )
     logs = {log: log.stat().st_mtime_ns for log in folder.glob("*.log")}
     again = sparsebert("compare", file)
     assert again.returncode == 0 and "Published scores" in again.stdout

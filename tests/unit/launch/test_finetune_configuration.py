@@ -10,7 +10,7 @@ from distributed.errors import BadInput
 from launch import config_loading
 from launch.configuration import PretrainConfig, load_config
 from launch.finetune_configuration import FinetuneConfig, resolve_finetune_paths
-from launch.study import StudyConfig, StudyRun, load_finetune
+from launch.study import StudyConfig, final_runs, load_finetune
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 TASKS = sorted((CONFIGS / "tasks").glob("*.yaml"))
@@ -41,12 +41,16 @@ def test_a_task_file(path: Path) -> None:
 def test_a_study_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)
     study = load_config(path, root=StudyConfig)
-    for task in study.tasks:
-        for model in study.models:
-            run = StudyRun(model, task, study.learning_rates[0], tuple(study.seeds), True)
-            config = load_finetune(study, run)
-            assert config.name == run.name and config.seeds == study.seeds
-            assert config.train.learning_rate == study.learning_rates[0]
+    models = list(study.models)
+    rates = {task: dict.fromkeys(models, study.learning_rates[0]) for task in study.tasks}
+    runs = final_runs(study, models, rates)
+    assert len(runs) == len(study.tasks) * len(models)
+    for run in runs:
+        config = load_finetune(study, run)
+        assert config.name == run.name and config.seeds == study.seeds
+        assert config.train.learning_rate == study.learning_rates[0]
+        is_taught = study.models[run.model].distillation is not None
+        assert is_taught == (config.distillation is not None)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from launch.study import StudyConfig, StudyRun, choose_rates, final_runs, grid_runs
+from launch.study import (
+    StudyConfig,
+    StudyRun,
+    choose_rates,
+    final_runs,
+    finetune_overrides,
+    grid_runs,
+)
 from launch.study_report import build_rows, compute_interval, write_report
+
+MODELS = ["dense", "sparse"]
+NO_STUDENT = ("dense", "ner", 1e-4, (1,), True)
 
 
 def study(tmp_path: Path, **fields: Any) -> StudyConfig:
@@ -27,25 +38,73 @@ def study(tmp_path: Path, **fields: Any) -> StudyConfig:
 
 
 def test_the_grid_leaves_test_alone(tmp_path: Path) -> None:
-    runs = list(grid_runs(study(tmp_path)))
+    runs = list(grid_runs(study(tmp_path), MODELS, {}))
     assert [r.name for r in runs] == [
         "ner.dense.lr0.0001", "ner.dense.lr0.0003", "ner.sparse.lr0.0001", "ner.sparse.lr0.0003",
     ]  # fmt: skip
     assert all(r.seeds == (1, 2) and not r.score_test for r in runs)
-    assert list(grid_runs(study(tmp_path, learning_rates=[1e-4]))) == []
+    assert list(grid_runs(study(tmp_path, learning_rates=[1e-4]), MODELS, {})) == []
 
 
 def test_dev_chooses_and_the_twins_rate_is_tried_too(tmp_path: Path) -> None:
-    scores = dict(zip(grid_runs(study(tmp_path)), [0.8, 0.9, 0.7, 0.7], strict=True))
-    chosen = choose_rates(study(tmp_path), scores)
+    scores = dict(zip(grid_runs(study(tmp_path), MODELS, {}), [0.8, 0.9, 0.7, 0.7], strict=True))
+    chosen = choose_rates(study(tmp_path), MODELS, scores)
     assert chosen == {"ner": {"dense": 3e-4, "sparse": 1e-4}}  # of equal ones the smaller
-    final = final_runs(study(tmp_path), chosen)
+    final = final_runs(study(tmp_path), MODELS, chosen)
     assert [(r.model, r.learning_rate) for r in final] == [
         ("dense", 3e-4), ("sparse", 1e-4), ("sparse", 3e-4),
     ]  # fmt: skip
     assert all(r.seeds == (1, 2, 3) and r.score_test for r in final)
-    same = final_runs(study(tmp_path), {"ner": {"dense": 3e-4, "sparse": 3e-4}})
+    same = final_runs(study(tmp_path), MODELS, {"ner": {"dense": 3e-4, "sparse": 3e-4}})
     assert len(same) == 2
+
+
+def with_student(tmp_path: Path, **fields: Any) -> StudyConfig:
+    terms = {"temperature": 5.5, "hardness": 1.0}
+    models = {
+        "student": {"init_from": "b", "twin": "dense", "distillation": terms},
+        "dense": {"init_from": "a"},
+        "sparse": {"init_from": "b", "twin": "dense"},
+    }
+    return study(tmp_path, **{"models": models, **fields})
+
+
+def test_a_student_learns_from_its_twins_run_of_the_task(tmp_path: Path) -> None:
+    config = with_student(tmp_path, seeds=[4, 5])
+    assert config.stages == [["dense", "sparse"], ["student"]]
+    chosen = {"ner": {"dense": 3e-4, "sparse": 1e-4}}
+    teacher = tmp_path / "s" / "ner.dense.lr0.0003" / "seed-4"
+    grid = list(grid_runs(config, ["student"], chosen))
+    chosen["ner"]["student"] = 1e-4
+    final = final_runs(config, ["student"], chosen)
+    assert [r.learning_rate for r in final] == [1e-4, 3e-4]
+    assert all(r.teacher == teacher for r in (*grid, *final))
+    assert all(r.teacher is None for r in final_runs(config, MODELS, chosen))
+    *_, override = finetune_overrides(config, final[0])
+    name, _, value = override.partition("=")
+    assert name == "distillation"
+    assert yaml.safe_load(value) == {"teacher": str(teacher), "temperature": 5.5, "hardness": 1.0}
+    assert not any("distillation" in o for o in finetune_overrides(config, StudyRun(*NO_STUDENT)))
+
+
+@pytest.mark.parametrize(
+    ("models", "reason"),
+    [
+        ({"a": {"init_from": "a", "distillation": {}}}, r"models.a.distillation needs a twin"),
+        (
+            {
+                "a": {"init_from": "a"},
+                "b": {"init_from": "b", "twin": "a", "distillation": {}},
+                "c": {"init_from": "c", "twin": "b", "distillation": {}},
+            },
+            r"models.c.twin is b, which has distillation itself",
+        ),
+        ({"a": {"init_from": "a", "twin": "z"}}, r"models.a.twin is z, which is no model here"),
+    ],
+)
+def test_no_such_teacher(tmp_path: Path, models: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        study(tmp_path, models=models)
 
 
 def results(scores: list[float], sparsity: float) -> list[dict[str, Any]]:
@@ -65,7 +124,7 @@ def results(scores: list[float], sparsity: float) -> list[dict[str, Any]]:
 def test_the_table(tmp_path: Path) -> None:
     config = study(tmp_path)
     chosen = {"ner": {"dense": 3e-4, "sparse": 1e-4}}
-    dense, own, twins = final_runs(config, chosen)
+    dense, own, twins = final_runs(config, MODELS, chosen)
     found = {
         dense: results([0.80, 0.82, 0.84], 0.0),
         own: results([0.79, 0.80, 0.81], 0.9),
@@ -106,7 +165,7 @@ def test_one_seed_has_no_interval() -> None:
 
 def test_a_task_without_test_says_dev(tmp_path: Path) -> None:
     config = study(tmp_path, learning_rates=[1e-4])
-    run = StudyRun("dense", "ner", 1e-4, (1,), True)
+    run = StudyRun(*NO_STUDENT)
     only_dev = [{**results([0.5], 0.0)[0], "test": None}]
     (row,) = build_rows(config, {"ner": {"dense": 1e-4}}, {run: only_dev})
     assert row["metric"] == "dev entity_f1" and row["mean"] == pytest.approx(51)
