@@ -227,8 +227,10 @@ def _narrow(
     if not large:
         return {}
     # Odd: a stride that divides the rows' length would see a few columns only.
-    samples = [list(_sample(scopes[s], live[s] // SAMPLE_SIZE | 1)) for s in large]
-    ends = yield from _bracket(samples, [counts[s] / live[s] for s in large])
+    ends = yield from _bracket(
+        [list(_sample(scopes[s], live[s] // SAMPLE_SIZE | 1)) for s in large],  # freed after it
+        [counts[s] / live[s] for s in large],
+    )
     found = [
         (s, low, high, find_inside(scopes[s], low, high))
         for s, (low, high) in zip(large, ends, strict=True)
