@@ -21,6 +21,7 @@ from distributed.checkpoint_manifest import (
     STEP_NAME,
     BadCheckpoint,
     FileRecord,
+    insist,
     read_manifest,
 )
 from distributed.files import sha256_of
@@ -123,19 +124,7 @@ class Checkpoint:
         return read
 
     def _index_file(self, file: Path, entry: FileRecord, verify: bool) -> None:
-        if not file.is_file():
-            raise BadCheckpoint(f"{file} is missing")
-        try:
-            size = file.stat().st_size
-            if size != entry.bytes:
-                raise BadCheckpoint(f"{file} has {size} bytes, its manifest says {entry.bytes}")
-            if verify and sha256_of(file) != entry.sha256:
-                raise BadCheckpoint(f"{file} is damaged: its SHA-256 is not the manifest's")
-            with safe_open(file, framework="pt") as opened:
-                slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
-                layouts = {key: (s.get_dtype(), s.get_shape()) for key, s in slices.items()}
-        except (OSError, SafetensorError) as error:
-            raise BadCheckpoint(f"{file} is not readable: {error}") from error
+        layouts = insist(lambda: self._look_at(file, entry, verify), file)
         for key, layout in layouts.items():
             match = _KEY.fullmatch(key)
             if match is None:
@@ -144,6 +133,24 @@ class Checkpoint:
             if layout != (("U8", [-(-length // 8)]) if kind == MASK else ("F32", [length])):
                 raise BadCheckpoint(f"{file} has {layout[0]} {layout[1]} as {key!r}")
             self._index.setdefault((kind, name), []).append((start, length, file, key))
+
+    def _look_at(
+        self, file: Path, entry: FileRecord, verify: bool
+    ) -> dict[str, tuple[str, list[int]]]:
+        """Type and shape of each tensor of a file that is as its manifest says."""
+        try:
+            size = file.stat().st_size
+            if size != entry.bytes:
+                raise BadCheckpoint(f"{file} has {size} bytes, its manifest says {entry.bytes}")
+            if verify and sha256_of(file) != entry.sha256:
+                raise BadCheckpoint(f"{file} is damaged: its SHA-256 is not the manifest's")
+            with safe_open(file, framework="pt") as opened:
+                slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
+                return {key: (s.get_dtype(), s.get_shape()) for key, s in slices.items()}
+        except FileNotFoundError as error:
+            raise BadCheckpoint(f"{file} is missing") from error
+        except SafetensorError as error:
+            raise BadCheckpoint(f"{file} is not readable: {error}") from error
 
     def _check_tiling(self) -> None:
         for (kind, name), pieces in self._index.items():

@@ -8,9 +8,10 @@ found.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,10 +23,18 @@ MANIFEST = "manifest.json"
 STEP_NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")
 _FILE_NAME = re.compile(r"rank-[0-9]{5,9}\.safetensors")
 _SEAL = "sha256"
+# Seconds. A server that failed over answers again after some; a file that does not is passed over.
+_PAUSES = (0.5, 1.5, 3.0, 5.0)
+
+T = TypeVar("T")
 
 
 class BadCheckpoint(BadInput):
     """A checkpoint that cannot be used; the message names the file and the reason."""
+
+
+class UnreadableCheckpoint(BadCheckpoint):
+    """One whose storage does not let it be read, also when asked again: it may be whole."""
 
 
 class FileRecord(BaseModel):
@@ -69,7 +78,7 @@ def read_manifest(path: Path) -> Manifest:
         BadCheckpoint: naming the file and what is wrong with it.
     """
     file = path / MANIFEST
-    content = _read_sealed(path)
+    content = insist(lambda: _read_sealed(path), file)
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
@@ -85,6 +94,23 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
+def insist(read: Callable[[], T], file: Path) -> T:
+    """What `read` returns; a storage that fails for a moment is asked again.
+
+    Raises:
+        UnreadableCheckpoint: it goes on failing.
+    """
+    for pause in _PAUSES:
+        try:
+            return read()
+        except OSError:
+            time.sleep(pause)
+    try:
+        return read()
+    except OSError as error:
+        raise UnreadableCheckpoint(f"{file} is not readable: {error}") from error
+
+
 def _read_sealed(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     try:
@@ -92,7 +118,7 @@ def _read_sealed(path: Path) -> dict[str, Any]:
         content = json.loads(data)
     except FileNotFoundError as error:
         raise BadCheckpoint(f"{path} is not a checkpoint: it has no {MANIFEST}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadCheckpoint(f"{file} is not readable: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise BadCheckpoint(f"{file} is not a sparsebert manifest")

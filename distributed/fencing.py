@@ -17,13 +17,14 @@ import os
 import uuid
 from pathlib import Path
 
+from distributed.errors import Unrecoverable
 from distributed.files import remove_folder, sync_folder, write_json
 
 _WORD_FILE = "attempt.json"
 
 
-class Superseded(RuntimeError):
-    """Another start of the same run has taken over: this process is to end."""
+class Superseded(Unrecoverable):
+    """Another start of the same run has taken over: this one is to end, and not to begin again."""
 
 
 def claim(folder: Path) -> str:

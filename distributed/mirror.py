@@ -206,9 +206,15 @@ class Mirror:
             self._storage.move(written, target)
 
     def _get(self, source: str, target: Path) -> None:
-        with self._storage.open_input_stream(source) as opened, open(target, "wb") as out:
-            while piece := opened.read(_PIECE):
-                out.write(piece)
+        # What is there stays until the new file is whole.
+        partial = target.with_name(f".{target.name}.download")
+        try:
+            with self._storage.open_input_stream(source) as opened, open(partial, "wb") as out:
+                while piece := opened.read(_PIECE):
+                    out.write(piece)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @property
     def _path(self) -> str:

@@ -5,12 +5,14 @@
 3. cut         damaged later checkpoints out of the way, the metrics back to the chosen step
 """
 
+import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distributed.checkpoint import Checkpoint, find_newest
+from distributed.checkpoint_manifest import BadCheckpoint
 from distributed.checkpoint_retention import set_aside
 from distributed.collectives import broadcast_json
 from distributed.errors import BadInput, Unrecoverable
@@ -19,6 +21,17 @@ from distributed.files import write_json
 from distributed.topology import Topology
 from launch.run_events import append_event
 from launch.run_folder import RunFolder, truncate_metrics
+
+# What a storage answers for a while, and what a restart may find over.
+_PASSING = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOTCONN,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EAGAIN,
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,7 @@ def agree_on_attempt(
         # The others wait for this broadcast: they hear of the failure instead of hanging.
         except OSError as error:
             reason = f"{folder.checkpoints} cannot be used ({error}): see to its disk"
-            choice = {"bad_input": reason}
+            choice = {"error" if error.errno in _PASSING else "bad_input": reason}
         except BadInput as error:
             choice = {"bad_input": str(error)}
         except Unrecoverable as error:
@@ -68,7 +81,10 @@ def agree_on_attempt(
         raise RuntimeError(f"rank 0 could not choose a checkpoint: {choice['error']}")
     # Rank 0 has compared the checksums; once is enough.
     path = choice["path"]
-    checkpoint = Checkpoint(Path(path), verify=False) if path is not None else None
+    try:
+        checkpoint = Checkpoint(Path(path), verify=False) if path is not None else None
+    except BadCheckpoint as error:  # rank 0 has read it: what is wrong is here, and may pass
+        raise RuntimeError(f"rank {topology.rank} cannot read what rank 0 has: {error}") from error
     return Attempt(choice["word"], checkpoint, choice["batch_offset"])
 
 
@@ -81,8 +97,8 @@ def find_start(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
     newest, refused = find_newest(folder.checkpoints)
     if refused and newest is None:
         raise BadInput(
-            f"{folder.checkpoints} has checkpoints and none can be used ({refused[0]}): put a good "
-            "one back, or remove them to start anew"
+            f"{folder.checkpoints} has checkpoints and none can be used ({refused[0]}): see to "
+            "its disk or put a good one back; without any, the run starts anew"
         )
     return newest, refused
 

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from launch.crash_loops import CrashLoops
 from launch.elastic import ask_when_more_fit, await_workers
 from launch.jobs import begin_job, check_job, is_finished, pack_job, run_job, unpack_job
 from launch.lease import refuse_if_held
-from launch.mirroring import fetch_newer, kept_up
+from launch.mirroring import copy_the_rest, fetch_newer, kept_up
 from launch.process_group import build_torch_config
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.ray_cluster import check_resources, ray_cluster
@@ -39,7 +40,7 @@ from launch.run_events import EventTail, append_event
 from launch.run_folder import RunFolder, last_step, run_folder_of
 from launch.run_setup import AnyRunConfig, RunPlan, hold_run
 from launch.shared_storage import check_shared_storage
-from launch.stopping import report_end, signals_request_stop
+from launch.stopping import is_there, report_end, signals_request_stop
 
 
 def pretrain(config: PretrainConfig, *, local: bool = False) -> int:
@@ -65,16 +66,17 @@ def run(config: AnyRunConfig, *, local: bool = False) -> int:
     fetch_newer(config, say=print)
     plan = check_job(config)
     if plan.is_complete:
+        copy_the_rest(config, say=print)
         return report_end(folder, plan.finished_steps, plan.total_steps, ended_early=True)
     attempt = folder.ray / f"attempt-{time.time_ns()}"
     logs = attempt / "logs"
     with ray_cluster(config.launch, log_folder=logs):
         use_gpu = check_resources(config.launch)
         check_shared_storage(config, use_gpu=use_gpu)
-        with hold_run(folder), kept_up(config, say=print):
+        with hold_run(folder) as lost, kept_up(config, say=print):
             begin_job(config, plan)
             logs.mkdir(parents=True)
-            return _follow(config, plan, attempt, use_gpu=use_gpu)
+            return _follow(config, plan, attempt, use_gpu=use_gpu, lost=lost)
 
 
 def is_under_torchrun() -> bool:
@@ -96,11 +98,12 @@ def _build_trainer(
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    # A group of another size is a run of its own to Ray.
+    # A group of another size is a run of its own to Ray. One that cannot start is seen to here:
+    # Ray would try for ever, without a word.
     failure_config = (
         FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
         if config.launch.is_elastic
-        else FailureConfig(max_failures=restarts)
+        else FailureConfig(max_failures=restarts, controller_failure_limit=0)
     )
     return TorchTrainer(
         train_on_ray,
@@ -140,7 +143,7 @@ def train_on_ray(arguments: dict[str, Any]) -> None:
         plan,
         use_gpu=arguments["use_gpu"],
         report=lambda figures: ray.train.report(_numbers(figures)),
-        stop_requested=lambda: any(request.exists() for request in requests),
+        stop_requested=lambda: any(map(is_there, requests)),
     )
 
 
@@ -155,15 +158,18 @@ def _fit(
     *,
     use_gpu: bool,
     over: threading.Event,
+    stop_requested: Callable[[], bool],
 ) -> None:
     """Train to the end or to a stop, in as many groups as it takes.
 
     Ray Train restarts a group of a fixed size that fails while it trains, and raises what happens
-    before, such as an exception in the process group's start: then the group is started again here.
-    A group whose size may change is always started here, with what the cluster holds by then.
-    Nothing is started any more once `over` is set, or when a stop was asked for.
+    before, such as an exception in the process group's start: then the group is started again here,
+    and one that the cluster has no room for as often as it takes. A group whose size may change is
+    always started here, with what the cluster holds by then. Nothing is started any more once
+    `over` is set, or when a stop was asked for.
     """
     from ray.train import ControllerError, TrainingFailedError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     folder, launch = run_folder_of(config), config.launch
     failures, back_off = FailureTail(attempt), BackOff()
@@ -172,7 +178,7 @@ def _fit(
         append_event(folder.events_file, "start", message)
 
     def is_over() -> bool:
-        return over.is_set() or folder.stop_file.exists()
+        return over.is_set() or stop_requested()
 
     left = launch.max_failures
     for number in itertools.count():
@@ -199,10 +205,15 @@ def _fit(
             if is_finished(config, plan, _newest_step(folder)):
                 return  # the group's end failed, not its work
             is_start = isinstance(error, ControllerError)
-            if is_start:
+            has_no_room = is_start and isinstance(
+                error.controller_failure, WorkerGroupStartupTimeoutError
+            )
+            if has_no_room and not launch.is_elastic:
+                say(f"waiting: the cluster has no room for {workers} worker(s) at the moment")
+            elif is_start:
                 record_failure(attempt, Failure(None, last_line(error), died=True))
             causes = failures.poll()
-            left -= max(1, len(causes))
+            left -= len(causes) if has_no_room and not launch.is_elastic else max(1, len(causes))
             if any(cause.bad_input or cause.final for cause in causes):
                 raise
             if left < 0 or not (is_start or launch.is_elastic):
@@ -215,8 +226,10 @@ def _fit(
         say("saved and starting again: there is room for more workers")
 
 
-def _follow(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool) -> int:
-    """Train and show it until it ends; the exit code.
+def _follow(
+    config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool, lost: threading.Event
+) -> int:
+    """Train and show it until it ends, or the run is `lost` to another launcher; the exit code.
 
     Raises:
         BadInput: a worker met it; there is no restart.
@@ -227,14 +240,14 @@ def _follow(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool
 
     def fit() -> None:
         try:
-            _fit(config, plan, attempt, use_gpu=use_gpu, over=over)
+            _fit(config, plan, attempt, use_gpu=use_gpu, over=over, stop_requested=stop_requested)
         except BaseException as error:
             outcome["error"] = error
         finally:
             finished.set()
 
     with (
-        signals_request_stop(folder.stop_file),
+        signals_request_stop(folder.stop_file) as stop_requested,
         ProgressDisplay(total, start_step=plan.finished_steps, label=config.name) as display,
     ):
         failures = Failures(attempt, folder, launch.max_failures, display)
@@ -242,12 +255,17 @@ def _follow(config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool
         if not launch.is_elastic:
             display.note(f"starting {launch.most_workers} worker(s)")
         threading.Thread(target=fit, name=RAY_THREAD, daemon=True).start()
-        follow_metrics(
-            folder.metrics_file,
-            stop=lambda: finished.is_set() | failures.look() | events.tell(display.note),
-            on_record=display.update,
-        )
+
+        def is_over() -> bool:
+            stop_requested()  # writes the file, if it could not be written before
+            events.tell(display.note)
+            return finished.is_set() | failures.look() | lost.is_set()
+
+        follow_metrics(folder.metrics_file, stop=is_over, on_record=display.update)
         over.set()
+    if lost.is_set():
+        print(f"error: another launcher has taken over {folder.path}", file=sys.stderr)
+        return 1
     if failures.bad_input is not None:
         raise BadInput(failures.bad_input.reason)  # and with the cluster go the other workers
     if failures.diagnosis is not None:

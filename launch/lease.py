@@ -49,8 +49,8 @@ class Holder:
 
 
 @contextlib.contextmanager
-def hold(folder: Path, *, say: bool = True) -> Iterator[None]:
-    """Hold the lease of a run folder, which exists, while inside.
+def hold(folder: Path, *, say: bool = True) -> Iterator[threading.Event]:
+    """Hold the lease of a run folder, which exists, while inside; an event that it was lost.
 
     Args:
         folder: the run's.
@@ -62,11 +62,11 @@ def hold(folder: Path, *, say: bool = True) -> Iterator[None]:
     file = folder / FILE_NAME
     me = _myself()
     _acquire(file, me, say=say)
-    stop = threading.Event()
-    beating = threading.Thread(target=_beat, args=(file, me, stop), name="lease", daemon=True)
+    stop, lost = threading.Event(), threading.Event()
+    beating = threading.Thread(target=_beat, args=(file, me, stop, lost), name="lease", daemon=True)
     beating.start()
     try:
-        yield
+        yield lost
     finally:
         stop.set()
         beating.join()
@@ -89,9 +89,13 @@ def refuse_if_held(folder: Path) -> None:
 def _acquire(file: Path, me: Holder, *, say: bool) -> None:
     watched: Holder | None = None
     lapses = 0.0
+    looked = time.monotonic()
     while True:
         with _locked(file):
             holder = _read(file)
+            if time.monotonic() - looked > BEAT_SECONDS:
+                lapses = time.monotonic() + LAPSE_SECONDS  # storage stood still, for the holder too
+            looked = time.monotonic()
             is_free = holder is None or (
                 not _is_alive(holder)
                 if holder.machine == me.machine
@@ -118,7 +122,7 @@ def _refusal(folder: Path, holder: Holder) -> BadInput:
     )
 
 
-def _beat(file: Path, me: Holder, stop: threading.Event) -> None:
+def _beat(file: Path, me: Holder, stop: threading.Event, lost: threading.Event) -> None:
     while not stop.wait(BEAT_SECONDS):
         me = replace(me, beat=me.beat + 1)
         try:
@@ -127,6 +131,7 @@ def _beat(file: Path, me: Holder, stop: threading.Event) -> None:
                 if holder is not None and holder.token != me.token:
                     # It was away for longer than the lapse. Its workers are fenced out already.
                     log.error("%s is now held by %s", file.parent, holder)
+                    lost.set()
                     return
                 write_json(file, asdict(me))
         except OSError as error:  # a full disk must not end a run

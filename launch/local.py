@@ -24,7 +24,7 @@ from distributed.topology import (
 from launch.configuration import LaunchConfig
 from launch.jobs import begin_job, check_job, is_finished, pack_job, run_job, unpack_job
 from launch.lease import refuse_if_held
-from launch.mirroring import fetch_newer, kept_up
+from launch.mirroring import copy_the_rest, fetch_newer, kept_up
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.run_events import EventTail
 from launch.run_folder import run_folder_of
@@ -54,12 +54,12 @@ def _train_held(config: AnyRunConfig, topology: Topology, held: ExitStack, *, us
     if not plan.is_complete:
         with (
             kept_up(config, say=print) if topology.is_first else nullcontext(),
-            signals_request_stop(folder.stop_file, say=topology.is_first),
+            signals_request_stop(folder.stop_file, say=topology.is_first) as stop_requested,
             _progress(config, plan, show=topology.is_first),
         ):
-            finished_steps = run_job(
-                config, plan, use_gpu=use_gpu, stop_requested=folder.stop_file.exists
-            )
+            finished_steps = run_job(config, plan, use_gpu=use_gpu, stop_requested=stop_requested)
+    elif topology.is_first:
+        copy_the_rest(config, say=print)
     # Rank 0 writes what makes a run finished; the others hear it from rank 0.
     finished = bool(broadcast_json(is_finished(config, plan, finished_steps)))
     if topology.is_first:

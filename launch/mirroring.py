@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from distributed.checkpoint import find_newest
+from distributed.checkpoint import Checkpoint, find_newest
 from distributed.checkpoint_retention import choose_kept
 from distributed.errors import BadInput, first_line
 from distributed.mirror import Mirror
@@ -27,13 +27,13 @@ def fetch_newer(config: AnyRunConfig, *, say: Callable[[str], None]) -> None:
     if config.checkpoint.mirror is None:
         return
     mirror, folder = _mirror_of(config), run_folder_of(config)
-    newest, _ = find_newest(folder.checkpoints)
-    at = newest.step if newest is not None else -1
+    newest, at = _newest(folder)
     try:
         mirror.check_owner(folder.path)
         if max(mirror.steps(), default=-1) <= at:
             return
         with hold_run(folder):
+            newest, at = _newest(folder)  # another launcher may have trained meanwhile
             step, refused = mirror.download(folder.path, _files(folder), newer_than=at)
     except OSError as error:
         problem = f"checkpoint.mirror ({mirror.uri}) cannot be read ({first_line(error)})"
@@ -50,6 +50,17 @@ def fetch_newer(config: AnyRunConfig, *, say: Callable[[str], None]) -> None:
             f"checkpoint.mirror ({mirror.uri}) has checkpoints and none can be used "
             f"({refused[0]}): set it to null to start anew"
         )
+
+
+def copy_the_rest(config: AnyRunConfig, *, say: Callable[[str], None]) -> None:
+    """Copy what an earlier start of a run that is complete left uncopied.
+
+    Raises:
+        BadInput: somebody else holds the run.
+    """
+    if config.checkpoint.mirror is not None:
+        with hold_run(run_folder_of(config)), kept_up(config, say=say):
+            pass
 
 
 @contextmanager
@@ -101,6 +112,11 @@ def kept_up(config: AnyRunConfig, *, say: Callable[[str], None]) -> Iterator[Non
             problem = f"no whole copy at {mirror.uri} after {END_SECONDS:g} s more"
         if problem:
             say(f"{problem}; the run's folder has it, and the same command tries again")
+
+
+def _newest(folder: RunFolder) -> tuple[Checkpoint | None, int]:
+    newest, _ = find_newest(folder.checkpoints)
+    return newest, newest.step if newest is not None else -1
 
 
 def _mirror_of(config: AnyRunConfig) -> Mirror:

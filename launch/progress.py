@@ -7,10 +7,11 @@ training processes, so the loop knows nothing of either.
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import IO, Any, BinaryIO, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -25,6 +26,18 @@ def make_console(*, stderr: bool = False) -> Console:
     """Where people read: as wide as the terminal, and wide enough for a table without one."""
     console = Console(stderr=stderr)
     return console if console.is_terminal else Console(stderr=stderr, width=140)
+
+
+@contextmanager
+def outliving_the_reader(stream: IO[str]) -> Iterator[None]:
+    """Who reads `stream` may be gone (a closed terminal or pipe): then nobody is told any more."""
+    try:
+        yield
+    except (OSError, SystemExit):  # rich ends the process at a closed pipe
+        with suppress(OSError):  # a stream without a file
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 class StatusLine:
@@ -59,7 +72,10 @@ class StatusLine:
 
     def __enter__(self) -> Self:
         if self._progress is not None:
-            self._progress.start()
+            progress, self._progress = self._progress, None
+            with outliving_the_reader(self._console.file):
+                progress.start()
+                self._progress = progress
         return self
 
     def __exit__(
@@ -69,7 +85,8 @@ class StatusLine:
         trace: TracebackType | None,
     ) -> None:
         if self._progress is not None:
-            self._progress.stop()
+            with outliving_the_reader(self._console.file):
+                self._progress.stop()
         elif self._waiting is not None:
             self._print(self._waiting)
 
@@ -78,7 +95,8 @@ class StatusLine:
     ) -> None:
         """Now `done` of `total`, if that is known by now; plain lines wait unless important."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=done, total=total, figures=figures)
+            with outliving_the_reader(self._console.file):
+                self._progress.update(self._task, completed=done, total=total, figures=figures)
             return
         now, last = self._clock(), self._last_printed
         if important or last is None or now - last >= PLAIN_INTERVAL_SECONDS:
@@ -89,7 +107,8 @@ class StatusLine:
 
     def note(self, text: str) -> None:
         """A line that stays, above the bar."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with outliving_the_reader(self._console.file):
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _print(self, line: str) -> None:
         self._waiting = None
@@ -244,11 +263,16 @@ class MetricsTail:
             self._file = None
 
     def poll(self) -> list[dict[str, Any]]:
-        """Records that came since the last call."""
-        replaced = self._reopen_if_replaced()
-        if self._file is None:
+        """Records that came since the last call; none while storage does not answer."""
+        try:
+            replaced = self._reopen_if_replaced()
+            if self._file is None:
+                return []
+            data = self._file.read()
+        except OSError:  # ESTALE too: what another node has replaced is gone on some storage
+            self.close()
             return []
-        *lines, self._partial = (self._partial + self._file.read()).split(b"\n")
+        *lines, self._partial = (self._partial + data).split(b"\n")
         records = []
         for line in lines:
             if self._is_repeated(line):

@@ -80,7 +80,7 @@ class FailureTail:
         """Failures that came since the last call."""
         try:
             lines = self._file.read_text().splitlines(keepends=True)
-        except FileNotFoundError:
+        except OSError:  # not there yet, or storage does not answer for a moment
             return []
         new = [line for line in lines[self._known :] if line.endswith("\n")]
         self._known += len(new)

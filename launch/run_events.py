@@ -41,7 +41,7 @@ class EventTail:
             with open(self._file, "rb") as opened:
                 opened.seek(self._at)
                 data = opened.read()
-        except FileNotFoundError:
+        except OSError:  # not there yet, or storage does not answer for a moment
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self._at += len(whole)

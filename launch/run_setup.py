@@ -5,6 +5,7 @@ longer to import than all of the checks.
 """
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from launch.run_folder import (
     run_folder_of,
     write_identity,
 )
+from launch.stopping import forget_signal
 from sparsity.targets import build_scopes
 
 if TYPE_CHECKING:
@@ -123,8 +125,10 @@ def check_run(config: PretrainConfig) -> RunPlan:
 
 
 @contextmanager
-def hold_run(folder: RunFolder, *, say: bool = True) -> Iterator[None]:
+def hold_run(folder: RunFolder, *, say: bool = True) -> Iterator[threading.Event]:
     """Hold the run folder, creating it if need be, and nobody else trains in it meanwhile.
+
+    Yields an event: it was lost to another launcher, after this one was away for too long.
 
     Raises:
         BadInput: somebody else does, or nothing can be written there.
@@ -132,23 +136,28 @@ def hold_run(folder: RunFolder, *, say: bool = True) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold(folder.path, say=say))
+            lost = stack.enter_context(hold(folder.path, say=say))
         except OSError as error:
             raise BadInput(
                 f"{folder.path} cannot be written ({error.strerror}): set launch.runs_dir to a "
                 "folder that can, or free some space"
             ) from error
-        yield
+        yield lost
 
 
 def begin_run(config: AnyRunConfig, plan: RunPlan) -> None:
-    """Write what a run begins with, and take back a request to stop it."""
+    """Write what a run begins with, or go on with what is there. Its folder is held.
+
+    Raises:
+        BadInput: another run has begun there since `check_run` looked.
+    """
     folder = run_folder_of(config)
     folder.create()
+    check_identity(folder, plan.identity)
     if not folder.identity_file.exists():
         write_identity(folder, plan.identity)
     folder.write_config(dump_yaml(config))
-    folder.stop_file.unlink(missing_ok=True)
+    forget_signal(folder.stop_file)
 
 
 def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> "PretrainingModel":

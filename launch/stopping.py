@@ -2,17 +2,19 @@
 
 The first SIGINT, SIGTERM or SIGUSR1 (SLURM's warning) asks for a checkpoint and an orderly end; the
 second of them leaves at once. The request is a file in the run folder, so that it reaches workers
-in other processes and on other nodes.
+in other processes and on other nodes; a person may create it too. Who trained on it removes it.
 """
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from launch.progress import outliving_the_reader
 from launch.run_folder import RunFolder
 
 # The run is saved and not finished: the same command continues it (EX_TEMPFAIL of sysexits.h).
@@ -22,12 +24,46 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SAME_REQUEST_SECONDS = 1.0
 
 
-@contextmanager
-def signals_request_stop(stop_file: Path, *, say: bool = True) -> Iterator[None]:
-    """While inside, signals raise the request, and `say` so. Main thread only."""
-    first: float | None = None
+class StopRequest:
+    """Whether somebody asked the run to stop: by a signal to this process, or by the file."""
 
-    def request(number: int, _: FrameType | None) -> None:
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._is_signalled = False
+        self._is_written = False
+
+    def __call__(self) -> bool:
+        """Whether it was asked for; a file that could not be written before is tried again."""
+        if self._is_signalled and not self._is_written:
+            self.write()
+        return self._is_signalled or is_there(self._file)
+
+    def write(self) -> None:
+        """Ask for it; what is in the file tells that no person wrote it."""
+        self._is_signalled = True
+        with suppress(OSError):  # a full disk: this process knows by itself
+            self._file.write_text("a signal\n")
+            self._is_written = True
+
+
+def is_there(file: Path) -> bool:
+    """Whether the file exists; one that cannot be looked for, for a moment, does not."""
+    return os.path.exists(file)  # Path.exists raises where storage does not answer
+
+
+def forget_signal(file: Path) -> None:
+    """Remove what a signal to an earlier start left behind; a person's request stays."""
+    with suppress(FileNotFoundError):
+        if file.stat().st_size:
+            file.unlink()
+
+
+@contextmanager
+def signals_request_stop(stop_file: Path, *, say: bool = True) -> Iterator[StopRequest]:
+    """While inside, signals raise the request, and `say` so; then it is over. Main thread only."""
+    request, first = StopRequest(stop_file), None
+
+    def receive(number: int, _: FrameType | None) -> None:
         nonlocal first
         now = time.monotonic()
         if first is not None and now - first > _SAME_REQUEST_SECONDS:
@@ -35,20 +71,22 @@ def signals_request_stop(stop_file: Path, *, say: bool = True) -> Iterator[None]
         if first is not None:
             return
         first = now
-        stop_file.touch()
+        request.write()
         if say:
             name = signal.Signals(number).name
+            text = f"{name}: stopping at the next step's end, again to leave at once\n"
             # Not print: the signal may have come in the middle of one, and that cannot be nested.
-            os.write(
-                1, f"{name}: stopping at the next step's end, again to leave at once\n".encode()
-            )
+            with suppress(OSError):  # nobody reads any more
+                os.write(1, text.encode())
 
-    previous = {number: signal.signal(number, request) for number in _SIGNALS}
+    previous = {number: signal.signal(number, receive) for number in _SIGNALS}
     try:
-        yield
+        yield request
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        with suppress(OSError):
+            stop_file.unlink(missing_ok=True)
 
 
 def report_end(
@@ -58,12 +96,13 @@ def report_end(
 
     `ended_early`: it has nothing left to do, whatever its number of steps (fine-tuning).
     """
-    if ended_early or finished_steps >= total_steps:
-        print(f"{folder.path} is complete: {finished_steps} steps", flush=True)
-        return 0
-    print(
-        f"{folder.path} is stopped and saved at step {finished_steps} of {total_steps}: "
-        "the same command continues it",
-        flush=True,
-    )
-    return STOPPED_EXIT_CODE
+    is_complete = ended_early or finished_steps >= total_steps
+    with outliving_the_reader(sys.stdout):
+        print(
+            f"{folder.path} is complete: {finished_steps} steps"
+            if is_complete
+            else f"{folder.path} is stopped and saved at step {finished_steps} of {total_steps}: "
+            "the same command continues it",
+            flush=True,
+        )
+    return 0 if is_complete else STOPPED_EXIT_CODE

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from launch.run_folder import RunFolder
-from launch.stopping import STOPPED_EXIT_CODE, report_end, signals_request_stop
+from launch.stopping import (
+    STOPPED_EXIT_CODE,
+    StopRequest,
+    forget_signal,
+    report_end,
+    signals_request_stop,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -18,11 +24,12 @@ def test_a_signal_raises_the_request(
 ) -> None:
     before = signal.getsignal(number)
     stop_file = tmp_path / "stop"
-    with signals_request_stop(stop_file):
-        assert not stop_file.exists()
+    with signals_request_stop(stop_file) as requested:
+        assert not stop_file.exists() and not requested()
         os.kill(os.getpid(), number)
-        assert stop_file.exists()
+        assert stop_file.exists() and requested()
         os.kill(os.getpid(), number)  # at once: the same request
+    assert not stop_file.exists(), "the next start trains"
     assert signal.getsignal(number) == before
     assert capfd.readouterr().out == (
         f"{number.name}: stopping at the next step's end, again to leave at once\n"
@@ -34,8 +41,66 @@ def test_only_one_of_several_processes_says_so(
 ) -> None:
     with signals_request_stop(tmp_path / "stop", say=False):
         os.kill(os.getpid(), signal.SIGTERM)
-    assert (tmp_path / "stop").exists()
+        assert (tmp_path / "stop").exists()
     assert capfd.readouterr().out == ""
+
+
+def test_a_person_asks_by_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "stop"
+    file.touch()
+    forget_signal(file)
+    with signals_request_stop(file) as requested:
+        assert requested(), "asked before the run began"
+    assert not file.exists()
+
+
+def test_what_a_killed_start_was_asked_is_forgotten(tmp_path: Path) -> None:
+    file = tmp_path / "stop"
+    StopRequest(file).write()
+    assert file.exists()
+    forget_signal(file)
+    assert not file.exists()
+    forget_signal(file)
+
+
+def test_a_request_that_cannot_be_written_counts_and_is_tried_again(tmp_path: Path) -> None:
+    file = tmp_path / "not there" / "stop"
+    with signals_request_stop(file, say=False) as requested:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert requested() and not file.exists()
+        file.parent.mkdir()
+        assert requested() and file.exists()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nobody_reads_any_more(tmp_path: Path, terminal: bool) -> None:
+    """As after Ctrl-C with `| tee`, which takes the reader too."""
+    script = (
+        "import os, signal, sys; from pathlib import Path; from rich.console import Console\n"
+        "from launch.progress import ProgressDisplay\n"
+        "from launch.run_folder import RunFolder; import launch.stopping as s\n"
+        f"console = Console(force_terminal={terminal})\n"
+        "with s.signals_request_stop(Path(sys.argv[1])) as asked, \\\n"
+        "     ProgressDisplay(9, start_step=0, label='x', console=console) as display:\n"
+        "    sys.stdin.read()\n"  # the reader is gone
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    display.update({'step': 1, 'train/mlm_loss': 1.0})\n"
+        "    display.note('saved')\n"
+        "    assert asked()\n"
+        "sys.exit(s.report_end(RunFolder(Path('r')), 3, 5))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "stop")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == STOPPED_EXIT_CODE, errors.decode()
 
 
 def test_a_later_signal_leaves_at_once(tmp_path: Path) -> None:
