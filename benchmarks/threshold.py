@@ -133,6 +133,9 @@ def measure(
     threads = max(1, options.threads // ranks)
     torch.set_num_threads(threads)
     device = torch.device(options.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=ranks)
     METHODS[method](Shard(FEW, options.sparsity, device))

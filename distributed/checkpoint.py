@@ -11,6 +11,7 @@ pieced together from the fragments that overlap it.
 
 import re
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import torch
@@ -139,9 +140,13 @@ class Checkpoint:
     ) -> dict[str, tuple[str, list[int]]]:
         """Type and shape of each tensor of a file that is as its manifest says."""
         try:
-            size = file.stat().st_size
-            if size != entry.bytes:
-                raise BadCheckpoint(f"{file} has {size} bytes, its manifest says {entry.bytes}")
+            found = file.stat()
+            if not S_ISREG(found.st_mode):
+                raise FileNotFoundError
+            if found.st_size != entry.bytes:
+                raise BadCheckpoint(
+                    f"{file} has {found.st_size} bytes, its manifest says {entry.bytes}"
+                )
             if verify and sha256_of(file) != entry.sha256:
                 raise BadCheckpoint(f"{file} is damaged: its SHA-256 is not the manifest's")
             with safe_open(file, framework="pt") as opened:

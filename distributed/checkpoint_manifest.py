@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distributed.errors import BadInput
-from distributed.files import encode_json, write_atomically
+from distributed.files import PASSING, encode_json, write_atomically
 
 FORMAT, VERSION = "sparsebert-checkpoint", 2
 MANIFEST = "manifest.json"
@@ -100,15 +100,15 @@ def insist(read: Callable[[], T], file: Path) -> T:
     Raises:
         UnreadableCheckpoint: it goes on failing.
     """
-    for pause in _PAUSES:
+    pauses = iter(_PAUSES)
+    while True:
         try:
             return read()
-        except OSError:
+        except OSError as error:
+            pause = next(pauses, None)
+            if error.errno not in PASSING or pause is None:
+                raise UnreadableCheckpoint(f"{file} is not readable: {error}") from error
             time.sleep(pause)
-    try:
-        return read()
-    except OSError as error:
-        raise UnreadableCheckpoint(f"{file} is not readable: {error}") from error
 
 
 def _read_sealed(path: Path) -> dict[str, Any]:

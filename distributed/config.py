@@ -5,11 +5,29 @@ that torch takes.
 """
 
 from typing import Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 _STORAGES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")  # pyarrow's
+# What a URI may ask of them: no secret among it, such as a key or a shared access signature.
+_OPTIONS = frozenset(
+    {
+        "allow_bucket_creation",
+        "allow_bucket_deletion",
+        "buffer_size",
+        "connect_timeout",
+        "default_block_size",
+        "enable_tls",
+        "endpoint_override",
+        "region",
+        "replication",
+        "request_timeout",
+        "retry_limit_seconds",
+        "scheme",
+        "user",
+    }
+)
 
 
 class Config(BaseModel):
@@ -81,9 +99,11 @@ class CheckpointConfig(Config):
                 + ", ".join(_STORAGES)
             )
         # A secret may hold a slash, and then what a URI's parts are is anybody's guess.
-        if "@" in parts.netloc + parts.path and (parts.scheme == "s3" or ":" in parts.netloc):
+        has_key = "@" in parts.netloc + parts.path and (parts.scheme == "s3" or ":" in parts.netloc)
+        if has_key or not _OPTIONS.issuperset(dict(parse_qsl(parts.query, keep_blank_values=True))):
             raise ValueError(
                 "checkpoint.mirror must hold no keys, which would be written into each checkpoint: "
-                "give them as the storage's own tools expect (such as AWS_ACCESS_KEY_ID)"
+                "give them as the storage's own tools expect (such as AWS_ACCESS_KEY_ID); after a "
+                f"question mark it takes {', '.join(sorted(_OPTIONS))}"
             )
         return uri

@@ -1,6 +1,7 @@
 """Files that are whole or not there: the one atomic writer, and checksums."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,19 @@ import stat
 import threading
 from pathlib import Path
 from typing import Any
+
+# What a storage on a network answers for a while: asked again, it may not.
+PASSING = frozenset(
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ENOTCONN,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EAGAIN,
+    }
+)
 
 
 def write_atomically(file: Path, data: bytes) -> None:

@@ -2,9 +2,13 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+# While rank 0 checks a run's data and checkpoints, the others wait. NCCL's own default is 10 min.
+_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,14 @@ def ensure_process_group(topology: Topology, init_method: str | None = None) -> 
     if topology.world_size == 1 and init_method is None and "MASTER_ADDR" not in os.environ:
         # One process on its own needs no address and no port.
         store = dist.HashStore()  # type: ignore[attr-defined]  # torch's stubs lack it
-        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=_TIMEOUT)
         return
     dist.init_process_group(
-        backend, init_method=init_method, rank=topology.rank, world_size=topology.world_size
+        backend,
+        init_method=init_method,
+        rank=topology.rank,
+        world_size=topology.world_size,
+        timeout=_TIMEOUT,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 
 from distributed.config import ZeroConfig
 from distributed.errors import BadInput
@@ -168,6 +169,8 @@ def _deepspeed_config(
         # Our optimizer is torch's, with offload too: one optimizer everywhere.
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 62,
+        # It would wait for the GPU twice a batch.
+        "timers": {"throughput": {"enabled": False}},
     }
     if precision == "bf16":
         config["bf16"] = {"enabled": True}
@@ -184,7 +187,9 @@ def check_advanced(zero: ZeroConfig) -> None:
     """
     if not zero.advanced:
         return
-    import_deepspeed("cpu" if not torch.cuda.is_available() else "cuda")
+    # For the device of this process's training, if it trains: what is imported first decides.
+    is_on_gpu = dist.is_initialized() and dist.get_backend() == "nccl"
+    import_deepspeed("cuda" if is_on_gpu else "cpu")
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     fields = DeepSpeedZeroConfig.model_fields
@@ -197,19 +202,26 @@ def check_advanced(zero: ZeroConfig) -> None:
 
 
 def import_deepspeed(device_type: str) -> Any:
-    """Import DeepSpeed, quiet, for "cpu" or "cuda"; it takes seconds, so only this imports it."""
-    if device_type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    """Import DeepSpeed, quiet, for "cpu" or "cuda"; it takes seconds, so only this imports it.
+
+    Raises:
+        RuntimeError: this process has imported it for the other one.
+    """
+    os.environ["DS_ACCELERATOR"] = device_type
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
         os.environ.setdefault(name, default)  # DeepSpeed reads them even for one process
     import deepspeed
     import deepspeed.ops
+    from deepspeed.accelerator import get_accelerator
 
-    # On CPU DeepSpeed would compile a shared-memory all-reduce at the first start (a minute), and
-    # take all ranks to be on one machine where LOCAL_SIZE is not set, as under Ray. Gloo does the
-    # work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if get_accelerator().device_name() != device_type:
+        raise RuntimeError(f"DeepSpeed was imported for another device than {device_type} before")
+    if device_type == "cpu":
+        # DeepSpeed would compile a shared-memory all-reduce at the first start (a minute), and take
+        # all ranks to be on one machine where LOCAL_SIZE is not set, as under Ray. Gloo does the
+        # work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)

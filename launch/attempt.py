@@ -5,7 +5,6 @@
 3. cut         damaged later checkpoints out of the way, the metrics back to the chosen step
 """
 
-import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +16,10 @@ from distributed.checkpoint_retention import set_aside
 from distributed.collectives import broadcast_json
 from distributed.errors import BadInput, Unrecoverable
 from distributed.fencing import claim
-from distributed.files import write_json
+from distributed.files import PASSING, write_json
 from distributed.topology import Topology
 from launch.run_events import append_event
 from launch.run_folder import RunFolder, truncate_metrics
-
-# What a storage answers for a while, and what a restart may find over.
-_PASSING = {
-    errno.EIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ENOTCONN,
-    errno.ECONNRESET,
-    errno.EHOSTDOWN,
-    errno.EAGAIN,
-}
 
 
 @dataclass(frozen=True)
@@ -65,7 +53,7 @@ def agree_on_attempt(
         # The others wait for this broadcast: they hear of the failure instead of hanging.
         except OSError as error:
             reason = f"{folder.checkpoints} cannot be used ({error}): see to its disk"
-            choice = {"error" if error.errno in _PASSING else "bad_input": reason}
+            choice = {"error" if error.errno in PASSING else "bad_input": reason}
         except BadInput as error:
             choice = {"bad_input": str(error)}
         except Unrecoverable as error:

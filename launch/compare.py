@@ -7,10 +7,14 @@ again, and an interrupted run goes on from its checkpoint.
 import functools
 import os
 import queue
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from bert.tasks.configuration import TaskConfig
@@ -140,15 +144,17 @@ def _complete(
     missing = [run for run in runs if _results(study, run) is None]
     done = len(runs) - len(missing)
     console = make_console(stderr=quiet)
+    runs_now = _RunningProcesses()
     devices: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     for place in range(study.parallel):
         devices.put(study.gpus[place % len(study.gpus)] if study.gpus else None)
     with (
+        runs_now.told_of_signals(),
         StatusLine(f"{study.name} {label}", total=len(runs), console=console) as line,
         ThreadPoolExecutor(study.parallel) as pool,
     ):
         line.show(f"{label}: {done} of {len(runs)} runs are there", done=done, important=True)
-        jobs = {run: pool.submit(_run_one, study, run, devices) for run in missing}
+        jobs = {run: pool.submit(_run_one, study, run, devices, runs_now) for run in missing}
         try:
             for run, job in jobs.items():
                 job.result()
@@ -159,7 +165,56 @@ def _complete(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run_one(study: StudyConfig, run: StudyRun, devices: "queue.SimpleQueue[int | None]") -> None:
+class _RunningProcesses:
+    """The runs of the moment: a signal to the study is one to each of them, and none follows."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # the signal may come while it is held
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._signal: int | None = None
+
+    @property
+    def are_signalled(self) -> bool:
+        """Whether a signal came."""
+        return self._signal is not None
+
+    @contextmanager
+    def told_of_signals(self) -> Iterator[None]:
+        """While inside, SIGINT and SIGTERM go to the runs, which save and stop. Main thread."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, self._pass_on) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def run(self, command: Sequence[str], **options: Any) -> int:
+        """The exit code of `command`; as if it had stopped if a signal came before."""
+        with self._lock:
+            if self._signal is not None:
+                return STOPPED_EXIT_CODE
+            process = subprocess.Popen(command, **options)
+            self._processes.add(process)
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._processes.discard(process)
+
+    def _pass_on(self, number: int, _: FrameType | None) -> None:
+        with self._lock:
+            self._signal = number
+            for process in self._processes:
+                process.send_signal(number)
+
+
+def _run_one(
+    study: StudyConfig,
+    run: StudyRun,
+    devices: "queue.SimpleQueue[int | None]",
+    runs_now: _RunningProcesses,
+) -> None:
     """One run in a process of its own; its output goes to the study's folder."""
     device = devices.get()
     environment = dict(os.environ)
@@ -169,16 +224,15 @@ def _run_one(study: StudyConfig, run: StudyRun, devices: "queue.SimpleQueue[int 
     command = [sys.executable, "-m", "launch", "finetune", str(study.tasks[run.task].config)]
     try:
         with open(log, "ab") as out:
-            code = subprocess.run(
+            code = runs_now.run(
                 [*command, *finetune_overrides(study, run), "--local"],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                check=False,
-            ).returncode
+            )
     finally:
         devices.put(device)
-    if code == STOPPED_EXIT_CODE:
+    if code == STOPPED_EXIT_CODE or (code and runs_now.are_signalled):
         raise StudyStopped(f"{run.name} is stopped and saved: the same command goes on")
     if code == 2:
         raise BadInput(f"{run.name}: {_last_line(log).removeprefix('error: ')}")

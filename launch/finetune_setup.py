@@ -29,7 +29,15 @@ from launch.run_folder import (
     resolve_source,
     run_folder_of,
 )
-from launch.run_setup import FinetunePlan, begin_run, begun_with, fingerprint, identify_teacher
+from launch.run_setup import (
+    FinetunePlan,
+    begin_run,
+    begun_with,
+    fingerprint,
+    identify_teacher,
+    settle_teacher,
+    teacher_of,
+)
 from sparsity.schedule import SparsityConfig
 
 _SPLITS = {"train", "dev", "test"}
@@ -44,7 +52,7 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
     Raises:
         BadInput: one sentence on what to change.
     """
-    folder = run_folder_of(config)
+    config, folder = settle_teacher(config), run_folder_of(config)
     check_advanced(config.zero)
     newest, _ = find_start(folder)
     source: Path | None = None
@@ -93,6 +101,7 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
     return FinetunePlan(
         identity=fields,
         init_from=str(source) if source is not None else None,
+        teacher=teacher_of(config),
         finished_steps=newest.step if newest is not None else 0,
         total_steps=config.train.plan(len(inputs.splits["train"].rows)).total_steps,
         is_complete=is_scored(config),

@@ -19,7 +19,7 @@ from bert.pretraining import TrainState, train
 from bert.restoring import Start, resume_start, transfer_start
 from bert.tasks.batches import TaskBatches
 from bert.tasks.predicting import predict
-from bert.tasks.validation import TaskValidation
+from bert.tasks.validation import TaskValidation, find_best
 from bert.teacher import DistilledBatches
 from bert.vocabulary import load_vocabulary
 from distributed.checkpoint import Checkpoint, list_steps, step_folder
@@ -30,6 +30,7 @@ from launch.finetune_configuration import FinetuneConfig
 from launch.finetune_inputs import Inputs, read_inputs
 from launch.finetune_results import write_results
 from launch.finetune_setup import build_new_task_model, build_task_teacher
+from launch.run_events import append_event
 from launch.run_folder import RunFolder, read_metrics, run_folder_of
 from launch.run_setup import FinetunePlan
 from launch.saving import checkpoint_writer, save_run
@@ -264,11 +265,28 @@ class _Run:
 
     def _agree_on_best(self) -> Checkpoint:
         """Collective: the checkpoint that dev chose, the same for all ranks."""
-        steps = list_steps(self.folder.best) if self.topology.is_first else []
-        step = broadcast_json(steps[-1] if steps else None)
+        chosen = find_best(self._history())
+        step = broadcast_json(self._keep_chosen(chosen) if self.topology.is_first else None)
         if step is None:
             raise RuntimeError(f"{self.folder.best} has no checkpoint")
         return Checkpoint(step_folder(self.folder.best, step))
+
+    def _keep_chosen(self, chosen: int | None) -> int | None:
+        """The step to score: `chosen`, unless its checkpoint could not be written or kept."""
+        kept = list_steps(self.folder.best)
+        if chosen is None or chosen in kept:
+            return kept[-1] if chosen is None and kept else chosen
+        if chosen in list_steps(self.folder.checkpoints):
+            _keep_best(self.folder, chosen)  # it could not be when it was written
+            return chosen
+        if kept:
+            append_event(
+                self.folder.events_file,
+                "checkpoint",
+                f"step {chosen} was best on dev, and its checkpoint could not be kept: step "
+                f"{kept[-1]} is scored in its place",
+            )
+        return kept[-1] if kept else None
 
     def _described(self) -> dict[str, Any]:
         model = self.model.model_dump(mode="json")

@@ -11,7 +11,14 @@ from typing import Any
 
 from launch.configuration import PretrainConfig
 from launch.finetune_configuration import FinetuneConfig
-from launch.run_setup import AnyRunConfig, FinetunePlan, RunPlan, begin_run, check_run
+from launch.run_setup import (
+    AnyRunConfig,
+    FinetunePlan,
+    RunPlan,
+    begin_run,
+    check_run,
+    settle_teacher,
+)
 
 
 def check_job(config: AnyRunConfig) -> RunPlan:
@@ -62,13 +69,17 @@ def run_job(
         from launch.finetune_worker import run_finetuning
 
         return run_finetuning(
-            config, plan, use_gpu=use_gpu, report=report, stop_requested=stop_requested
+            settle_teacher(config, plan.teacher),
+            plan,
+            use_gpu=use_gpu,
+            report=report,
+            stop_requested=stop_requested,
         ).step
     assert isinstance(config, PretrainConfig)
     from launch.worker import run_pretraining
 
     return run_pretraining(
-        config,
+        settle_teacher(config, plan.teacher),
         identity=plan.identity,
         init_from=plan.source,
         use_gpu=use_gpu,

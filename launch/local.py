@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 
+import torch
 import torch.distributed as dist
 
 from distributed.collectives import broadcast_json
@@ -75,6 +76,13 @@ def process_group(launch: LaunchConfig) -> Iterator[tuple[Topology, bool]]:
     """
     use_gpu = has_gpu_for_each_process() if launch.use_gpu == "auto" else launch.use_gpu
     topology = detect_topology(use_gpu=use_gpu)
+    is_unexpected = not use_gpu and launch.use_gpu == "auto" and torch.cuda.is_available()
+    if is_unexpected and topology.is_first:
+        print(
+            f"training on CPUs: {torch.cuda.device_count()} GPU(s) are too few for the processes "
+            "here, and launch.use_gpu is auto",
+            file=sys.stderr,
+        )
     is_own = not dist.is_initialized()
     ensure_process_group(topology)
     yield topology, use_gpu

@@ -259,7 +259,8 @@ class MetricsTail:
     def close(self) -> None:
         """Release the file."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
             self._file = None
 
     def poll(self) -> list[dict[str, Any]]:

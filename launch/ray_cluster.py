@@ -67,7 +67,10 @@ def ray_cluster(launch: LaunchConfig, *, log_folder: Path) -> Iterator[None]:
             _leave()
             for logs in Path(private).glob("session_2*/logs"):
                 if log_folder.is_dir():
-                    shutil.copytree(logs, log_folder, symlinks=True, dirs_exist_ok=True)
+                    with contextlib.suppress(
+                        OSError
+                    ):  # a full disk: how the run ended is worth more
+                        shutil.copytree(logs, log_folder, symlinks=True, dirs_exist_ok=True)
 
 
 def _leave() -> None:

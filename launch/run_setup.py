@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import yaml
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from bert.model import PretrainingModel
 
 AnyRunConfig = PretrainConfig | FinetuneConfig
+C = TypeVar("C", PretrainConfig, FinetuneConfig)
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class RunPlan:
 
     identity: dict[str, Any]
     init_from: str | None  # the checkpoint or Hugging Face folder that model.init_from means
+    teacher: str | None  # the same of distillation.teacher
     finished_steps: int  # of the newest good checkpoint; 0 for a new run
     total_steps: int
     is_complete: bool  # nothing is left to do
@@ -79,7 +81,7 @@ def check_run(config: PretrainConfig) -> RunPlan:
     Raises:
         BadInput: one sentence on what to change.
     """
-    folder = run_folder_of(config)
+    config, folder = settle_teacher(config), run_folder_of(config)
     vocabulary = load_vocabulary(config.model.vocab)
     corpus = open_corpus(config.data.shards, vocabulary=vocabulary, verify=True)
     for validation_folders in config.evaluation.sets.values():
@@ -118,6 +120,7 @@ def check_run(config: PretrainConfig) -> RunPlan:
     return RunPlan(
         identity=fields,
         init_from=str(source) if source is not None else None,
+        teacher=teacher_of(config),
         finished_steps=newest.step if newest is not None else 0,
         total_steps=config.train.total_steps,
         is_complete=newest is not None and newest.step >= config.train.total_steps,
@@ -201,6 +204,26 @@ def build_teacher(
     )
     load_teacher(module, source, described.config, device=device, precision=config.train.precision)
     return module
+
+
+def settle_teacher(config: C, teacher: str | None = None) -> C:
+    """The same configuration with the checkpoint that distillation.teacher means, by default now.
+
+    Later the path may mean another one, of a run that trains on or has ended.
+
+    Raises:
+        BadInput: there is no such teacher.
+    """
+    if config.distillation is None:
+        return config
+    settled = Path(teacher) if teacher is not None else resolve_source(config.distillation.teacher)
+    distillation = config.distillation.model_copy(update={"teacher": settled})
+    return config.model_copy(update={"distillation": distillation})
+
+
+def teacher_of(config: AnyRunConfig) -> str | None:
+    """What distillation.teacher names, if there is one."""
+    return str(config.distillation.teacher) if config.distillation is not None else None
 
 
 def begun_with(folder: RunFolder, init_from: Path | None, old: str | None) -> str | None:

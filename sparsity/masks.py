@@ -62,6 +62,7 @@ class FragmentMask:
 
     def count_alive(self, values: torch.Tensor) -> int:
         """How many pruned positions of `values` [length] are anything but +0.0."""
+        values = values.to(self.keep.device)  # offloaded masters are elsewhere than the weights
         bits = values.view(_INTEGER_VIEW[values.element_size()])
         size = chunk_size(bits.device)
         return sum(

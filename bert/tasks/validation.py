@@ -12,6 +12,11 @@ from bert.tasks.predicting import predict
 from distributed.zero import Engine
 
 
+def find_best(history: Sequence[tuple[int, float]]) -> int | None:
+    """The earliest step with the best score among (step, score); None without any."""
+    return min(history, key=lambda entry: (-entry[1], entry[0]))[0] if history else None
+
+
 class TaskValidation:
     """Scores the dev split and remembers which step was best."""
 
@@ -40,9 +45,7 @@ class TaskValidation:
     @property
     def best_step(self) -> int | None:
         """The earliest step with the best score; None before the first evaluation."""
-        if not self._history:
-            return None
-        return min(self._history, key=lambda entry: (-entry[1], entry[0]))[0]
+        return find_best(self._history)
 
     @property
     def is_satisfied(self) -> bool:

@@ -2,9 +2,9 @@
 
 import math
 import re
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from distributed.config import Config
 from distributed.errors import BadInput
@@ -46,6 +46,30 @@ class SlurmConfig(Config):
         default_factory=list,
         description="shell lines before the start, such as `module load cuda`",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        limit = None if self.time is None else _seconds(self.time)
+        if limit is not None and limit <= self.warning_seconds:
+            raise ValueError(
+                f"slurm.time {self.time} is no longer than slurm.warning_seconds "
+                f"({self.warning_seconds}), so no start would train: raise the first or lower the "
+                "second"
+            )
+        return self
+
+
+def _seconds(time: str) -> float | None:
+    """A time limit in seconds, as sbatch(1) reads it; None for one that is no number."""
+    days, dash, clock = time.rpartition("-")
+    try:
+        parts = [int(part) for part in clock.split(":")]
+        hours, minutes, seconds = (
+            [*parts, 0, 0][:3] if dash else [0, *parts, 0][:3] if len(parts) < 3 else parts
+        )
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    except ValueError:  # such as UNLIMITED
+        return None
 
 
 def find_cpus_per_node(slurm: SlurmConfig, *, num_workers: int, cpus_per_worker: float) -> int:

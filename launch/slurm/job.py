@@ -19,6 +19,7 @@ from types import FrameType
 
 from distributed.checkpoint import find_newest
 from distributed.errors import BadInput
+from distributed.files import write_atomically
 from launch.configuration import load_config, resolve_paths
 from launch.run_folder import RunFolder, run_folder_of
 from launch.slurm.allocation import Cluster, SlurmJob, ray_on_all_nodes, say
@@ -26,6 +27,7 @@ from launch.slurm.node import RayLost
 from launch.stopping import STOPPED_EXIT_CODE
 
 _POLL_SECONDS = 0.2
+_MOST_VAIN_STARTS = 3
 
 
 class StopRequest:
@@ -61,6 +63,7 @@ def run_job(arguments: list[str]) -> int:
     # As in sbatch's own options: name=seed-%a makes each member of a job array a run of its own.
     index = os.environ.get("SLURM_ARRAY_TASK_ID", "%a")
     arguments = [argument.replace("%a", index) for argument in arguments]
+    arguments.append("launch.address=null")  # the job's own cluster, whatever the file says
     config_file, *overrides = arguments
     folder = run_folder_of(resolve_paths(load_config(config_file, overrides)))
     job = SlurmJob.from_environment()
@@ -70,6 +73,7 @@ def run_job(arguments: list[str]) -> int:
     try:
         with ray_on_all_nodes(job, logs, interrupted=lambda: request.number is not None) as cluster:
             code = _train(arguments, cluster, request)
+            is_warned = request.is_warning  # one that comes later finds nothing to save
     except RayLost as lost:
         if request.number is None:
             say(f"error: {lost}")
@@ -77,9 +81,15 @@ def run_job(arguments: list[str]) -> int:
             job.requeue()
         return 1
     except InterruptedError:
-        code = STOPPED_EXIT_CODE
+        code, is_warned = STOPPED_EXIT_CODE, request.is_warning
     was_ended = code == STOPPED_EXIT_CODE or code < 0 or code == 128 + signal.SIGTERM
-    if request.is_warning and was_ended:
+    if is_warned and was_ended:
+        if _is_stuck(folder, job, first_step):
+            say(
+                f"error: {_MOST_VAIN_STARTS} starts in a row saved nothing new before SLURM wanted "
+                "its nodes back: raise slurm.time, or save more often (checkpoint.interval_steps)"
+            )
+            return 1
         job.requeue()
     return code if code >= 0 else 128 - code
 
@@ -108,6 +118,17 @@ def _train(arguments: list[str], cluster: Cluster, request: StopRequest) -> int:
     training.kill()
     training.wait()
     raise RayLost(loss)
+
+
+def _is_stuck(folder: RunFolder, job: SlurmJob, first_step: int) -> bool:
+    """Whether this start of the job was one too many that saved nothing new."""
+    file = folder.path / "slurm" / f"job-{job.id}-vain-starts"
+    if _newest_step(folder) > first_step:
+        file.unlink(missing_ok=True)
+        return False
+    vain = len(file.read_bytes()) + 1 if file.exists() else 1
+    write_atomically(file, b"." * vain)
+    return vain >= _MOST_VAIN_STARTS
 
 
 def _newest_step(folder: RunFolder) -> int:

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +108,8 @@ def _ray_processes(*, own_address: str, head: str | None, log_folder: Path) -> I
             _end(process)
     finally:
         for logs in folder.glob("session_2*/logs"):
-            shutil.copytree(logs, log_folder, symlinks=True, dirs_exist_ok=True)
+            with suppress(OSError):  # a full disk: what came of the run is worth more
+                shutil.copytree(logs, log_folder, symlinks=True, dirs_exist_ok=True)
         _remove(folder)
 
 

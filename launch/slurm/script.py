@@ -1,5 +1,6 @@
 """`sparsebert submit --slurm`: writes a job script that a person can read and edit, submits it."""
 
+import hashlib
 import shlex
 import shutil
 import subprocess
@@ -76,7 +77,10 @@ def submit_to_slurm(config: PretrainConfig, *, print_only: bool) -> int:
     """
     folder = run_folder_of(config)
     home = folder.path / "slurm"
-    script = render_script(config, config_file=home / "config.yaml")
+    text = dump_yaml(config).encode()
+    # Of its content: a job that queues itself again finds what it was submitted with.
+    config_file = home / f"config-{hashlib.sha256(text).hexdigest()[:8]}.yaml"
+    script = render_script(config, config_file=config_file)
     if print_only:
         print(script, end="")
         return 0
@@ -86,7 +90,7 @@ def submit_to_slurm(config: PretrainConfig, *, print_only: bool) -> int:
             "--print to see the job script"
         )
     home.mkdir(parents=True, exist_ok=True)
-    write_atomically(home / "config.yaml", dump_yaml(config).encode())
+    write_atomically(config_file, text)
     write_atomically(home / "job.sbatch", script.encode())
     done = subprocess.run(
         ["sbatch", "--parsable", str(home / "job.sbatch")],

@@ -160,7 +160,7 @@ def test_a_stopped_study_says_so_and_goes_on(models: dict[str, Path], task_file:
     while not (run / "metrics.jsonl").exists():
         assert time.monotonic() < deadline and study.poll() is None
         time.sleep(0.2)
-    (run / "stop").touch()
+    study.terminate()
     out, _ = study.communicate(timeout=200)
     assert study.returncode == 75 and "words.dense.lr0.001 is stopped and saved" in out
     assert not (run / "results.json").exists() and list((run / "checkpoints").glob("step-*"))

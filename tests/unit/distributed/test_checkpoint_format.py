@@ -4,6 +4,7 @@ The ranks are threads that hold pieces of known tensors; real engines write in t
 """
 
 import copy
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from distributed.checkpoint import MASK, MASTER, Checkpoint, find_newest, list_steps
-from distributed.checkpoint_manifest import MANIFEST, BadCheckpoint, seal
+from distributed.checkpoint_manifest import MANIFEST, BadCheckpoint, UnreadableCheckpoint, seal
 from distributed.checkpoint_retention import remove_old
 from distributed.config import CheckpointConfig
 from distributed.files import sha256_of
@@ -307,6 +308,31 @@ def test_a_file_that_is_no_safetensors(written: Path) -> None:
         write_sealed(written, manifest)
         with pytest.raises(BadCheckpoint, match=f"{FIRST} is not readable"):
             Checkpoint(written)
+
+
+@pytest.mark.parametrize("failures", [1, 4, 5])
+def test_storage_that_fails_for_a_moment(
+    written: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    """It is asked again, and a whole checkpoint is not taken for a damaged one."""
+    pauses: list[float] = []
+    left = failures
+
+    def read(file: Path) -> str:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise OSError(errno.EIO, "Input/output error")
+        return sha256_of(file)
+
+    monkeypatch.setattr("distributed.checkpoint.sha256_of", read)
+    monkeypatch.setattr("distributed.checkpoint_manifest.time.sleep", pauses.append)
+    if failures < 5:
+        assert Checkpoint(written).step == STEP
+    else:
+        with pytest.raises(UnreadableCheckpoint, match="Input/output error"):
+            Checkpoint(written)
+    assert len(pauses) == min(failures, 4)
 
 
 def test_folders_and_links_in_the_place_of_files(written: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -193,3 +194,51 @@ def test_a_storage_that_does_not_answer(run: Path) -> None:
 def test_refused_by_the_configuration(uri: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         CheckpointConfig(mirror=uri)
+
+
+def test_a_broken_download_leaves_what_is_there(
+    uri: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line drops in the middle of the metrics: they and the identity stay as they were."""
+    open_mirror(uri).upload(run, FILES, keep_last_two)
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("identity.json", "metrics.jsonl"):
+        (here / name).write_text(f"{{}} of before: {name}")
+
+    class Dropped:
+        def __init__(self, stream: Any) -> None:
+            self._pieces = [stream.read(2)]
+
+        def __enter__(self) -> "Dropped":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def read(self, _: int) -> bytes:
+            if not self._pieces:
+                raise OSError("the connection is reset")
+            return bytes(self._pieces.pop())
+
+    mirror = open_mirror(uri)
+    storage = mirror._storage
+
+    class Storage:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(storage, name)
+
+        def open_input_stream(self, source: str) -> Any:
+            stream = storage.open_input_stream(source)
+            return (
+                Dropped(stream)
+                if source.endswith((".json", ".jsonl")) and ("/checkpoints/" not in source)
+                else stream
+            )
+
+    monkeypatch.setattr(mirror, "_opened", (Storage(), mirror._path))
+    with pytest.raises(OSError, match="reset"):
+        mirror.download(here, FILES, newer_than=0)
+    for name in ("identity.json", "metrics.jsonl"):
+        assert (here / name).read_text() == f"{{}} of before: {name}"
+    assert not list(here.glob(".*.download"))

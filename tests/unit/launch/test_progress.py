@@ -1,4 +1,5 @@
 import io
+import os
 import threading
 import time
 from pathlib import Path
@@ -204,6 +205,19 @@ def test_tail_of_a_file_that_is_cut_in_place_or_removed(tmp_path: Path) -> None:
     append(file, '{"step": 5}\n')
     assert steps(tail) == [5]
     tail.close()
+
+
+def test_tail_outlives_storage_that_fails(tmp_path: Path) -> None:
+    """As when a file that was replaced on another node is gone from the server."""
+    file = tmp_path / "metrics.jsonl"
+    append(file, '{"step": 1}\n{"st')
+    tail = MetricsTail(file)
+    assert steps(tail) == [1]
+    assert tail._file is not None
+    os.close(tail._file.fileno())
+    assert steps(tail) == []
+    append(file, 'ep": 2}\n')
+    assert steps(tail) == [2], "nothing twice and nothing lost"
 
 
 @pytest.mark.parametrize("as_function", [False, True])

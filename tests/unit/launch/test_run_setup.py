@@ -7,9 +7,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bert.configuration import DistillationConfig
+from distributed.checkpoint import step_folder
 from distributed.errors import BadInput
+from launch.configuration import PretrainConfig, load_config
 from launch.run_folder import RunFolder, resolve_source
-from launch.run_setup import begun_with, fingerprint
+from launch.run_setup import (
+    RunPlan,
+    begin_run,
+    begun_with,
+    fingerprint,
+    settle_teacher,
+    teacher_of,
+)
 
 OLD = "a" * 64
 
@@ -63,3 +73,31 @@ def test_without_a_record_the_weights_are_looked_at(
     folder.config_file.write_text("model: [")
     assert begun_with(folder, source, OLD) == fingerprint(resolve_source(source))
     assert begun_with(folder, None, None) is None
+
+
+@pytest.fixture
+def config(write_config: Callable[..., Path]) -> PretrainConfig:
+    return load_config(write_config())
+
+
+def test_another_run_that_began_meanwhile(config: PretrainConfig) -> None:
+    """Between the check and the lease another launcher may have begun a run of that name."""
+    plans = [RunPlan({"seed": seed}, None, None, 0, 10, False) for seed in (1, 2)]
+    begin_run(config, plans[0])
+    begin_run(config, plans[0])
+    with pytest.raises(BadInput, match="seed"):
+        begin_run(config, plans[1])
+
+
+def test_a_teacher_stays_who_it_was(
+    config: PretrainConfig, make_run: Callable[..., RunFolder]
+) -> None:
+    teacher = make_run(7)
+    taught = config.model_copy(update={"distillation": DistillationConfig(teacher=teacher.path)})
+    settled = settle_teacher(taught)
+    first = teacher_of(settled)
+    assert first == str(step_folder(teacher.checkpoints, 7))
+    make_run(9)
+    assert teacher_of(settle_teacher(taught)) != first, "it trains on"
+    assert settle_teacher(taught, first) == settled
+    assert settle_teacher(config) == config

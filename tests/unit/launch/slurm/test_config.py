@@ -97,6 +97,17 @@ def test_what_would_not_stay_one_word_is_refused(value: str, config_file: Path) 
         load(config_file, f"slurm.partition={yaml.safe_dump(value).removesuffix('...').strip()}")
 
 
+@pytest.mark.parametrize("time", ["5", "4:59", "5:00", "0:05:00", "0-0:5", "00:00:300"])
+def test_a_time_limit_that_leaves_no_time(time: str, config_file: Path) -> None:
+    with pytest.raises(BadInput, match=r"slurm.time .* is no longer than slurm.warning_seconds"):
+        load(config_file, f"slurm.time={time}")
+
+
+@pytest.mark.parametrize("time", ["6", "5:01", "0:05:01", "1-0", "0-1", "0-0:6", "UNLIMITED"])
+def test_a_time_limit_that_leaves_some(time: str, config_file: Path) -> None:
+    assert load(config_file, f"slurm.time={time}").slurm.time == time
+
+
 @pytest.mark.parametrize("time", ["10", "1:30:00", "24:00:00", "2-12", "59:59"])
 def test_times_stay_as_they_are_written(time: str, config_file: Path) -> None:
     """YAML 1.1 would read 24:00:00 as 86400, which SLURM takes for minutes."""
