@@ -12,6 +12,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,12 @@ class Metrics:
         self._steps, self._tokens, self._seconds = 0, 0, 0.0
         self._recorded_step = start_step
         self._step_started = 0.0
-        self._board: Board | None = None
         self._jsonl = files.jsonl
         self._on_record = on_record
-        if topology.is_first:
-            self._board = Board(
-                files.tensorboard, start_step=start_step, config_text=config_text, digests=digests
-            )
+        self._open_board = partial(
+            Board, files.tensorboard, config_text=config_text, digests=digests
+        )
+        self._board = self._open_board(start_step=start_step) if topology.is_first else None
 
     @property
     def has_record(self) -> bool:
@@ -124,17 +124,23 @@ class Metrics:
                 self._record[DENSITIES] = sparsity.densities()
         self._recorded_step = step
         self.latest = {"step": step, **_as_json(self._record)}
-        if self._board is not None:
+        if self._topology.is_first:
             self._on_record(self.latest)
             self._unwritten += json.dumps(self.latest, allow_nan=False).encode() + b"\n"
             try:
                 append_whole(self._jsonl, self._unwritten)
                 self._unwritten = b""
-                self._board.write(self.latest, step)
+                self._write_to_board(step)
             except OSError as error:  # a full disk: training and its checkpoints matter more
                 log.error("the figures of step %d are not written yet: %s", step, error)
         self._sums, self._record = {}, {}
         self._steps, self._tokens, self._seconds = 0, 0, 0.0
+
+    def _write_to_board(self, step: int) -> None:
+        board = self._board or self._open_board(start_step=step - 1)
+        self._board = None  # after an error its thread is dead: the next record opens another file
+        board.write(self.latest, step)
+        self._board = board
 
     def close(self) -> None:
         """Flush TensorBoard's files."""

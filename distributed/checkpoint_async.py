@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 # How often ranks tell each other how far they are, while training waits for a write.
 _ROUND_SECONDS = 0.2
 _LAST_SECONDS = 10.0
+_RETRY_SECONDS = 2.0
 
 
 class CheckpointNotWritten(BadInput):
@@ -150,6 +151,7 @@ class CheckpointWriter:
         """
         self.settle()
         while self._failures:
+            time.sleep(_RETRY_SECONDS * self._failures)  # alike on all ranks
             self._start()
             self.settle()
 

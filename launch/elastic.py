@@ -83,7 +83,7 @@ def ask_when_more_fit(
     left = threading.Event()
 
     def look() -> None:
-        looks = 0
+        looks, told = 0, set[str]()
         while not left.wait(seconds):
             try:
                 looks = looks + 1 if count_free_places(launch, use_gpu=use_gpu) else 0
@@ -91,8 +91,11 @@ def ask_when_more_fit(
                     continue
                 check()
             except BadInput as error:
-                say(f"there is room for more workers, and it is not used: {error}")
-                return
+                if str(error) not in told:
+                    say(f"there is room for more workers, and it is not used: {error}")
+                told.add(str(error))
+                looks = 0  # a node that was lost in the middle of it is no reason for ever
+                continue
             except Exception as error:  # the cluster is about to end, or did not answer
                 log.warning("the cluster's free places are not known: %s", error)
                 continue

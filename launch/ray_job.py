@@ -153,9 +153,9 @@ async def _follow(client: Any, job: str) -> int:
 
 async def _print_log(client: Any, job: str) -> None:
     """Print the job's log until the job ends, over broken connections too."""
-    printed = 0
-    for _ in range(_RECONNECTIONS):
-        received = 0
+    printed = failures = 0
+    while failures < _RECONNECTIONS:
+        received, before = 0, printed
         try:
             async for text in client.tail_job_logs(job):
                 new = text[max(0, printed - received) :]
@@ -167,6 +167,7 @@ async def _print_log(client: Any, job: str) -> None:
         status = await _status(client, job)
         if status is not None and status.is_terminal():
             return
+        failures = 0 if printed > before else failures + 1  # a proxy may cut long connections
         await asyncio.sleep(_RECONNECT_SECONDS)
 
 

@@ -1,5 +1,6 @@
 """What is written can be read: metrics.jsonl as JSON, TensorBoard by TensorBoard's own reader."""
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from bert.board import flatten, render_densities
 from bert.metrics import Metrics, MetricsFiles
@@ -346,6 +348,28 @@ def test_a_full_disk_delays_records_and_tears_none(
     monkeypatch.setattr(os, "write", real)
     train(metrics, range(4, 5))
     assert [record["step"] for record in records(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_goes_on_after_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error ends TensorBoard's own thread, and with it the file."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    metrics = metrics_in(tmp_path)
+    for step in range(1, 7):
+        with monkeypatch.context() as patched:
+            if step in (2, 3):
+                patched.setattr(RecordWriter, "write", full)
+            metrics.record({"train/loss": float(step)})
+            metrics.flush(step, None)
+    metrics.close()
+    assert [record["step"] for record in records(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    shown = {event.step for event in board(tmp_path).Scalars("train/loss")}
+    assert shown >= {1, 5, 6}, "4 may be the one that finds the dead thread"
 
 
 def test_a_record_may_be_refused_before_it_is_written(tmp_path: Path) -> None:

@@ -105,6 +105,31 @@ def test_more_are_asked_for(
     )
 
 
+def test_a_refusal_is_told_once_and_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A node is lost in the middle of the check; later there is room without it."""
+    refusals, told = iter(["no storage on n3", "no storage on n3", "no data on n3"]), list[str]()
+
+    def check() -> None:
+        if (refused := next(refusals, None)) is not None:
+            raise BadInput(refused)
+
+    monkeypatch.setattr(elastic, "count_free_places", lambda *_, **__: 1)
+    request = tmp_path / "resize"
+    with ask_when_more_fit(
+        RANGE, request, use_gpu=False, is_full=False, check=check, say=told.append, seconds=0.001
+    ):
+        deadline = time.monotonic() + 20
+        while not request.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+    assert [message.rpartition(": ")[2] for message in told] == [
+        "no storage on n3",
+        "no data on n3",
+    ]
+
+
 def test_ray_is_started_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
