@@ -83,6 +83,11 @@ class Columns(Config):
     text: str = Field("sentence", coerce_numbers_to_str=True)
     text_pair: str | None = Field(None, coerce_numbers_to_str=True)
     label: str = Field("label", coerce_numbers_to_str=True)
+    document: str | None = Field(
+        None,
+        coerce_numbers_to_str=True,
+        description="multi_label: rows alike here, up to an underscore, are one text",
+    )
 
 
 class TaskConfig(Config):
@@ -162,6 +167,10 @@ class TaskConfig(Config):
             self.format not in ("records", "marked") or self.kind in ("multi_label", "regression")
         ):
             raise ValueError("task.skip_labels is for records with one label each")
+        if self.columns.document is not None and (
+            self.format != "records" or self.kind != "multi_label"
+        ):
+            raise ValueError("task.columns.document is for records of multi_label tasks")
         if self.label_map and self.format in ("tags", "squad"):
             raise ValueError(f"task.label_map is not for task.format {self.format}")
 

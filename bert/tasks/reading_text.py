@@ -7,7 +7,7 @@ BioASQ have a JSON layout of their own.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from distributed.errors import BadInput
 
 EMPTY_TEXT = "records with an empty text skipped"
 SKIPPED_LABEL = "records with a label of task.skip_labels skipped"
+JOINED = "records joined to the text that they belong to"
 WRONG_COLUMNS = "records with wrong columns skipped"
 # BLUE writes the classes of HoC as 0_0,1_1,...: number of the class, then whether it applies.
 _INDEXED_LABELS = re.compile(r"\d+_[01](,\d+_[01])*")
@@ -26,7 +27,7 @@ _INDEXED_LABELS = re.compile(r"\d+_[01](,\d+_[01])*")
 def read_record_split(task: TaskConfig, split: SplitConfig) -> Split:
     """Tables, JSON lines and hub data sets, with the fields that task.columns names."""
     out = Split([])
-    examples = []
+    examples, documents = [], []
     for source in split.paths:
         for record in read_records(source, header=task.header):
             try:
@@ -35,6 +36,7 @@ def read_record_split(task: TaskConfig, split: SplitConfig) -> Split:
                 if not _is_wanted(record, split):
                     continue
                 example = _parse(record, task)
+                document = _document(record, task)
             except WrongColumns:
                 if task.bad_records == "error":
                     raise
@@ -44,7 +46,11 @@ def read_record_split(task: TaskConfig, split: SplitConfig) -> Split:
                 out.reports[example] += 1
             else:
                 examples.append(example)
+                documents.append(document)
     out.examples = examples
+    if task.columns.document is not None:
+        out.examples = _join(examples, documents)
+        out.reports[JOINED] += len(examples) - len(out.examples)
     return out
 
 
@@ -139,6 +145,37 @@ def _parse(record: Record, task: TaskConfig) -> TextExample | str:
             return SKIPPED_LABEL
         label = _rename(str(raw), task)
     return TextExample(text, pair, label, record.place)
+
+
+def _document(record: Record, task: TaskConfig) -> str:
+    """Which text the record is a part of: BLUE numbers an abstract's sentences PMID_s0, PMID_s1."""
+    column = task.columns.document
+    return "" if column is None else str(field(record, column)).partition("_")[0]
+
+
+def _join(examples: Sequence[TextExample], documents: Sequence[str]) -> list[TextExample]:
+    """One example a document: its texts in the order of the file, with all of their labels."""
+    parts: dict[str, list[TextExample]] = {}
+    for example, document in zip(examples, documents, strict=True):
+        parts.setdefault(document, []).append(example)
+    joined = []
+    for of_one in parts.values():
+        labels = dict.fromkeys(label for e in of_one for label in _labels(e))
+        pairs = [e.text_pair for e in of_one if e.text_pair is not None]
+        joined.append(
+            TextExample(
+                " ".join(e.text for e in of_one),
+                " ".join(pairs) or None,
+                tuple(labels),
+                of_one[0].place,
+            )
+        )
+    return joined
+
+
+def _labels(example: TextExample) -> tuple[str, ...]:
+    assert isinstance(example.label, tuple), "multi_label"
+    return example.label
 
 
 def _as_text(value: Any) -> str:

@@ -136,6 +136,32 @@ def test_indexed_labels_of_blue(write: Write) -> None:
     assert texts(data) == [("A", None, ("1", "2")), ("B", None, ("0",))]
 
 
+def test_sentences_of_one_abstract_are_one_text(write: Write) -> None:
+    """BLUE's HoC: a row a sentence, whose index is PMID_s3; BLURB scores abstracts."""
+    rows = [
+        ("0_0,1_1,2_0", "First.", "101_s0"),
+        ("0_0,1_0,2_0", "Other.", "7_s0"),
+        ("0_1,1_1,2_0", "Second.", "101_s1"),
+        ("0_0,1_0,2_1", "", "101_s2"),
+    ]
+    table = "".join("\t".join(row) + "\n" for row in [("labels", "sentence", "index"), *rows])
+    file = write("hoc.tsv", table)
+    columns = {"label": "labels", "document": "index"}
+    data = load(str(file), kind="multi_label", metrics=["micro_f1"], columns=columns)
+    assert texts(data) == [("First. Second.", None, ("1", "0")), ("Other.", None, ())]
+    assert data.train.reports["records joined to the text that they belong to"] == 1
+    assert data.train.reports["records with an empty text skipped"] == 1
+    with pytest.raises(BadInput, match=r"line 2 has no column 'no'|no column 'no'|'no'"):
+        load(
+            str(file),
+            kind="multi_label",
+            metrics=["micro_f1"],
+            columns={**columns, "document": "no"},
+        )
+    with pytest.raises(ValueError, match=r"task.columns.document is for records of multi_label"):
+        load(str(file), columns=columns)
+
+
 def test_a_folder_a_label(write: Write) -> None:
     for name, text in (("pos/0_9.txt", "Great."), ("neg/0_1.txt", "Bad."), ("neg/1_1.txt", " ")):
         folder = write(f"train/{name}", text).parents[1]
