@@ -33,10 +33,6 @@ class BadCheckpoint(BadInput):
     """A checkpoint that cannot be used; the message names the file and the reason."""
 
 
-class UnreadableCheckpoint(BadCheckpoint):
-    """One whose storage does not let it be read, also when asked again: it may be whole."""
-
-
 class FileRecord(BaseModel):
     """A rank's file as it was written."""
 
@@ -98,7 +94,7 @@ def insist(read: Callable[[], T], file: Path) -> T:
     """What `read` returns; a storage that fails for a moment is asked again.
 
     Raises:
-        UnreadableCheckpoint: it goes on failing.
+        BadCheckpoint: it goes on failing.
     """
     pauses = iter(_PAUSES)
     while True:
@@ -107,7 +103,7 @@ def insist(read: Callable[[], T], file: Path) -> T:
         except OSError as error:
             pause = next(pauses, None)
             if error.errno not in PASSING or pause is None:
-                raise UnreadableCheckpoint(f"{file} is not readable: {error}") from error
+                raise BadCheckpoint(f"{file} is not readable: {error}") from error
             time.sleep(pause)
 
 

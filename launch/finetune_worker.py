@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 from bert.configuration import ModelConfig
@@ -277,8 +277,9 @@ class _Run:
         if chosen is None or chosen in kept:
             return kept[-1] if chosen is None and kept else chosen
         if chosen in list_steps(self.folder.checkpoints):
-            _keep_best(self.folder, chosen)  # it could not be when it was written
-            return chosen
+            with suppress(OSError):  # the other ranks wait to hear which it is
+                _keep_best(self.folder, chosen)  # it could not be when it was written
+                return chosen
         if kept:
             append_event(
                 self.folder.events_file,

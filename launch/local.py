@@ -59,8 +59,6 @@ def _train_held(config: AnyRunConfig, topology: Topology, held: ExitStack, *, us
             _progress(config, plan, show=topology.is_first),
         ):
             finished_steps = run_job(config, plan, use_gpu=use_gpu, stop_requested=stop_requested)
-    elif topology.is_first:
-        copy_the_rest(config, say=print)
     # Rank 0 writes what makes a run finished; the others hear it from rank 0.
     finished = bool(broadcast_json(is_finished(config, plan, finished_steps)))
     if topology.is_first:
@@ -119,6 +117,8 @@ def _set_up(config: AnyRunConfig, world_size: int, held: ExitStack) -> RunPlan:
     if not plan.is_complete:
         held.enter_context(hold_run(folder))
         begin_job(config, plan)
+    else:
+        copy_the_rest(config, say=print)
     return plan
 
 

@@ -67,9 +67,8 @@ def ray_cluster(launch: LaunchConfig, *, log_folder: Path) -> Iterator[None]:
             _leave()
             for logs in Path(private).glob("session_2*/logs"):
                 if log_folder.is_dir():
-                    with contextlib.suppress(
-                        OSError
-                    ):  # a full disk: how the run ended is worth more
+                    # A full disk: how the run ended is worth more.
+                    with contextlib.suppress(OSError):
                         shutil.copytree(logs, log_folder, symlinks=True, dirs_exist_ok=True)
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from distributed.checkpoint import MASK, MASTER, Checkpoint, find_newest, list_steps
-from distributed.checkpoint_manifest import MANIFEST, BadCheckpoint, UnreadableCheckpoint, seal
+from distributed.checkpoint_manifest import MANIFEST, BadCheckpoint, seal
 from distributed.checkpoint_retention import remove_old
 from distributed.config import CheckpointConfig
 from distributed.files import sha256_of
@@ -330,7 +330,7 @@ def test_storage_that_fails_for_a_moment(
     if failures < 5:
         assert Checkpoint(written).step == STEP
     else:
-        with pytest.raises(UnreadableCheckpoint, match="Input/output error"):
+        with pytest.raises(BadCheckpoint, match="Input/output error"):
             Checkpoint(written)
     assert len(pauses) == min(failures, 4)
 
