@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,35 @@ def test_a_file_that_names_nobody_holds_nothing(tmp_path: Path, content: str) ->
     refuse_if_held(tmp_path)
     with hold(tmp_path):
         pass
+
+
+def test_storage_that_stands_still_does_not_give_a_lease_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it does, the holder on another machine cannot beat either."""
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "LAPSE_SECONDS", 0.6)
+    holder = replace(lease._myself(), machine="elsewhere", token="another")
+    reads = 0
+
+    def read(_: Path) -> lease.Holder:
+        nonlocal reads
+        reads += 1
+        if reads == 3:
+            time.sleep(1.0)
+        return replace(holder, beat=int(reads > 3))
+
+    monkeypatch.setattr(lease, "_read", read)
+    with pytest.raises(BadInput, match="is being trained by"), hold(tmp_path, say=False):
+        pass
+
+
+def test_a_lost_lease_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+    file = tmp_path / FILE_NAME
+    with hold(tmp_path) as lost:
+        assert not lost.wait(0.3)
+        successor = {**json.loads(file.read_text()), "token": "another"}
+        file.write_text(json.dumps(successor))
+        assert lost.wait(20)
+    assert json.loads(file.read_text())["token"] == "another", "it is the successor's"
