@@ -250,7 +250,7 @@ def _follow(
         signals_request_stop(folder.stop_file) as stop_requested,
         ProgressDisplay(total, start_step=plan.finished_steps, label=config.name) as display,
     ):
-        failures = Failures(attempt, folder, launch.max_failures, display)
+        failures = Failures(attempt, folder, launch.max_failures, display, stop_requested)
         events = EventTail(folder.events_file)
         if not launch.is_elastic:
             display.note(f"starting {launch.most_workers} worker(s)")
@@ -271,7 +271,7 @@ def _follow(
     if failures.diagnosis is not None:
         print(f"error: {failures.diagnosis} (logs: {folder.logs}, {attempt})", file=sys.stderr)
         return 1
-    if "error" in outcome:
+    if "error" in outcome and not failures.has_stopped:
         reason = failures.last or last_line(outcome["error"])
         print(f"error: training failed, {reason} (logs: {folder.logs}, {attempt})", file=sys.stderr)
         return 1
@@ -283,11 +283,18 @@ class Failures:
     """Tells the user of each failure as it comes, and sees which of them end the run."""
 
     def __init__(
-        self, attempt: Path, folder: RunFolder, max_failures: int, display: ProgressDisplay
+        self,
+        attempt: Path,
+        folder: RunFolder,
+        max_failures: int,
+        display: ProgressDisplay,
+        stop_requested: Callable[[], bool],
     ) -> None:
         self.last: Failure | None = None
         self.bad_input: Failure | None = None
         self.diagnosis: str | None = None  # why no restart is worth trying
+        self.has_stopped = False  # it failed on the way to a stop that was asked for
+        self._stop_requested = stop_requested
         self._loops = CrashLoops()
         self._tail = FailureTail(attempt)
         self._folder = folder
@@ -303,6 +310,11 @@ class Failures:
             elif failure.final:
                 self.diagnosis = str(failure)
                 break
+            elif self._stop_requested():
+                # A restart could save nothing that is not saved, and whoever asked may not wait.
+                self.has_stopped = True
+                self._display.note(f"{failure}; not restarting, as a stop was asked for")
+                break
             elif self._restarts_left > 0:
                 step = last_step(self._folder.metrics_file)
                 self.diagnosis = self._loops.look(failure, step)
@@ -313,7 +325,7 @@ class Failures:
                     f"{failure}; restarting from step {_newest_step(self._folder)} "
                     f"({self._restarts_left} restart(s) left)"
                 )
-        return self.bad_input is not None or self.diagnosis is not None
+        return self.bad_input is not None or self.diagnosis is not None or self.has_stopped
 
 
 def _newest_step(folder: RunFolder) -> int:

@@ -5,7 +5,8 @@
 A second launcher is refused with the holder's data. On the holder's own machine its process is
 looked up, so a killed one is succeeded at once. From another machine the beat is watched: one that
 does not grow for `LAPSE_SECONDS`, by the watcher's own steady clock, has no holder any more. No
-clocks are compared, and a lost node or a `kill -9` blocks nothing for longer.
+clocks are compared, and a lost node or a `kill -9` blocks nothing for longer. A SLURM job that was
+started again waits for its own earlier start, which SLURM may not have ended yet.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 FILE_NAME = "lease.json"
 BEAT_SECONDS = 3.0
 LAPSE_SECONDS = 20.0  # several beats: a busy file system delays one
+EARLIER_START_SECONDS = 300.0  # to save a large model and end
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,13 @@ class Holder:
     process_started: str  # in clock ticks since the boot: a later process of that number differs
     since: str  # for people
     beat: int = 0
+    slurm_job: str = ""
+    slurm_start: int = 0  # how often the job was started before
+
+    def is_earlier_start_of(self, other: "Holder") -> bool:
+        """Whether both belong to one SLURM job, which was queued again in between."""
+        is_same = bool(self.slurm_job) and self.slurm_job == other.slurm_job
+        return is_same and self.slurm_start < other.slurm_start
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}, which started at {self.since}"
@@ -54,7 +63,7 @@ def hold(folder: Path, *, say: bool = True) -> Iterator[threading.Event]:
 
     Args:
         folder: the run's.
-        say: print that another machine's lease is watched, which takes seconds.
+        say: print what is waited for.
 
     Raises:
         BadInput: somebody else holds it.
@@ -81,8 +90,10 @@ def refuse_if_held(folder: Path) -> None:
     Raises:
         BadInput: it does.
     """
-    holder = _read(folder / FILE_NAME)
-    if holder is not None and holder.machine == _machine() and _is_alive(holder):
+    holder, me = _read(folder / FILE_NAME), _myself()
+    if holder is None or holder.is_earlier_start_of(me):
+        return  # `hold` waits for it
+    if holder.machine == me.machine and _is_alive(holder):
         raise _refusal(folder, holder)
 
 
@@ -90,6 +101,8 @@ def _acquire(file: Path, me: Holder, *, say: bool) -> None:
     watched: Holder | None = None
     lapses = 0.0
     looked = time.monotonic()
+    deadline = looked + EARLIER_START_SECONDS
+    awaited = False
     while True:
         with _locked(file):
             holder = _read(file)
@@ -108,10 +121,14 @@ def _acquire(file: Path, me: Holder, *, say: bool) -> None:
         if holder.machine == me.machine or (
             watched is not None and holder.token == watched.token and holder.beat != watched.beat
         ):
-            raise _refusal(file.parent, holder)
+            if not holder.is_earlier_start_of(me) or time.monotonic() > deadline:
+                raise _refusal(file.parent, holder)
+            if say and not awaited:
+                print(f"waiting for this job's earlier start to end: {holder}", flush=True)
+            awaited = True
         if holder != watched:
             watched, lapses = holder, time.monotonic() + LAPSE_SECONDS
-            if say:
+            if say and not awaited:
                 print(f"{file.parent} was held by {holder}: seeing if it still is", flush=True)
         time.sleep(BEAT_SECONDS / 4)
 
@@ -167,6 +184,8 @@ def _myself() -> Holder:
         process=os.getpid(),
         process_started=_start_of(os.getpid()) or "",
         since=now,
+        slurm_job=os.environ.get("SLURM_JOB_ID", ""),
+        slurm_start=int(os.environ.get("SLURM_RESTART_COUNT", 0)),
     )
 
 

@@ -58,7 +58,7 @@ def test_a_restart_is_told_while_there_are_any_left(tmp_path: Path) -> None:
     fields = {"step": 20, "world_size": 1, "optimizer_steps": 20}
     write_manifest(step, {**fields, "parameters": {}, "files": {}, "state": {}})
     display: Any = SimpleNamespace(note=notes.append)
-    failures = Failures(tmp_path, folder, 1, display)
+    failures = Failures(tmp_path, folder, 1, display, lambda: False)
     for rank in (0, 1):
         with open(tmp_path / FILE_NAME, "a") as file:
             file.write(json.dumps(vars(Failure(rank, f"gone {rank}"))) + "\n")
@@ -72,6 +72,16 @@ def test_a_restart_is_told_while_there_are_any_left(tmp_path: Path) -> None:
     assert len(notes) == 1
 
 
+def test_a_group_that_fails_on_the_way_to_a_stop_is_not_started_again(tmp_path: Path) -> None:
+    notes: list[str] = []
+    display: Any = SimpleNamespace(note=notes.append)
+    failures = Failures(tmp_path, RunFolder(tmp_path), 9, display, lambda: True)
+    assert not failures.look()
+    (tmp_path / FILE_NAME).write_text(json.dumps(vars(Failure(1, "gone"))) + "\n")
+    assert failures.look() and failures.has_stopped
+    assert notes == ["worker 1: gone; not restarting, as a stop was asked for"]
+
+
 @pytest.mark.parametrize(
     ("written", "words"),
     [
@@ -83,7 +93,7 @@ def test_what_a_restart_cannot_mend_ends_the_run(
     tmp_path: Path, written: list[Failure], words: str
 ) -> None:
     display: Any = SimpleNamespace(note=lambda _: None)
-    failures = Failures(tmp_path, RunFolder(tmp_path), 9, display)
+    failures = Failures(tmp_path, RunFolder(tmp_path), 9, display, lambda: False)
     lines = [json.dumps(vars(failure)) + "\n" for failure in written]
     (tmp_path / FILE_NAME).write_text("".join(lines))
     assert failures.look()

@@ -116,6 +116,59 @@ def test_from_another_machine_a_lease_lapses(
     assert f"was held by process {holder.pid}" in capsys.readouterr().out
 
 
+def test_a_job_that_is_started_again_waits_for_its_earlier_start(
+    tmp_path: Path,
+    holder: subprocess.Popen[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """SLURM may start a job anew while what it started before still ends."""
+    file = tmp_path / FILE_NAME
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    holder.send_signal(signal.SIGSTOP)  # it writes no beat any more, and lives
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"slurm_job": "7"}))
+    refuse_if_held(tmp_path)
+    threading.Timer(1.0, holder.kill).start()
+    with hold(tmp_path):
+        assert holder.wait(10) == -signal.SIGKILL
+        assert (content := json.loads(file.read_text()))["process"] == os.getpid()
+        assert (content["slurm_job"], content["slurm_start"]) == ("7", 1)
+    assert f"earlier start to end: process {holder.pid}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("job", "start"), [("7", 1), ("8", 0), ("", 0)])
+def test_no_other_is_waited_for(
+    tmp_path: Path,
+    holder: subprocess.Popen[str],
+    monkeypatch: pytest.MonkeyPatch,
+    job: str,
+    start: int,
+) -> None:
+    file = tmp_path / FILE_NAME
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    holder.send_signal(signal.SIGSTOP)
+    content = json.loads(file.read_text()) | {"slurm_job": job, "slurm_start": start}
+    file.write_text(json.dumps(content))
+    for attempt in (lambda: hold(tmp_path).__enter__(), lambda: refuse_if_held(tmp_path)):
+        with pytest.raises(BadInput, match=str(holder.pid)):
+            attempt()
+
+
+def test_an_earlier_start_that_does_not_end_is_a_refusal(
+    tmp_path: Path, holder: subprocess.Popen[str], quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / FILE_NAME
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setattr(lease, "EARLIER_START_SECONDS", 1.0)
+    holder.send_signal(signal.SIGSTOP)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"slurm_job": "7"}))
+    with pytest.raises(BadInput, match=str(holder.pid)):
+        hold(tmp_path).__enter__()
+
+
 def test_of_several_that_come_at_once_one_gets_it(tmp_path: Path) -> None:
     """The holder before them is dead, so that all of them may take over."""
     dead = {"token": "x", "host": "h", "machine": lease._machine(), "process": 2**22 + 1}
