@@ -68,17 +68,16 @@ class SlurmJob:
         except OSError as error:
             raise RayLost(f"there is no way from {self.node} to {address} ({error})") from error
 
-    def requeue(self) -> bool:
-        """Queue the job again; whether SLURM does."""
+    def requeue(self) -> None:
+        """Queue the job again."""
+        # Before it, for SLURM ends this process while it does so, on a busy machine at once.
+        say(f"job {self.id} asks to be queued again")
         done = subprocess.run(
             ["scontrol", "requeue", self.id], capture_output=True, text=True, check=False
         )
-        if done.returncode == 0:
-            say(f"job {self.id} is queued again")
-            return True
-        reason = " ".join(done.stderr.split())
-        say(f"job {self.id} cannot be queued again ({reason}): submit it again to continue")
-        return False
+        if done.returncode > 0:  # below 0: SLURM ended scontrol too
+            reason = " ".join(done.stderr.split())
+            say(f"job {self.id} cannot be queued again ({reason}): submit it again to continue")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ import shutil
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.integration.commands import checkpoints, last_step
 from tests.integration.conftest import Start
 from tests.integration.test_faults import assert_equal_runs
@@ -25,6 +27,24 @@ def test_a_lost_run_folder(alone: Path, workspace: Path, config_file: Path, star
     assert command.wait() == 0, command.out + command.err
     told = f"fetched the checkpoint of step {step} from file://{mirror}/mirrored"
     assert told in command.out.splitlines()
+    assert_equal_runs(run, alone)
+
+
+@pytest.mark.parametrize("options", [["--local"], []], ids=["local", "Ray"])
+def test_a_complete_run_copies_what_is_left(
+    alone: Path, workspace: Path, config_file: Path, start: Start, options: list[str]
+) -> None:
+    """As after storage that did not answer until training was over."""
+    run = workspace / "runs" / f"complete{len(options)}"
+    shutil.copytree(alone, run)
+    mirror = workspace / "late-disk"
+    options = [*options, f"checkpoint.mirror=file://{mirror}"]
+    command = start("pretrain", config_file, f"name={run.name}", *options)
+    assert command.wait() == 0, command.out + command.err
+    assert "is complete" in command.out and not command.err
+    copies = sorted(path.name for path in (mirror / run.name / "checkpoints").iterdir())
+    assert copies == [f"step-{saved:08d}" for saved in checkpoints(run)]
+    assert not (run / "lease.json").exists()
     assert_equal_runs(run, alone)
 
 

@@ -81,7 +81,7 @@ def test_signalled_then_a_node_lost_and_equal_to_a_run_that_was_not(
     assert list(slurm.folder.glob("sparsebert-*"))
     # What `--signal=B:USR1@300` of the script makes SLURM do before the time limit.
     slurm.run("scancel", "--batch", "--signal=USR1", job)
-    wait_until(lambda: "is queued again" in log.read_text(), "requeue", state=log.read_text)
+    wait_until(lambda: "asks to be queued again" in log.read_text(), "requeue", state=log.read_text)
     stopped_at = last_step(run)
     assert 3 <= stopped_at < STEPS
     assert max(checkpoints(run)) == stopped_at
@@ -180,7 +180,7 @@ def test_submit_writes_a_script_that_the_time_limits_warning_stops(
     hours, minutes, _ = slurm.job(job)["RunTime"].split(":")
     limit = 60 * int(hours) + int(minutes) + 4
     slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
-    wait_until(lambda: "is queued again" in log.read_text(), "requeue", state=log.read_text)
+    wait_until(lambda: "asks to be queued again" in log.read_text(), "requeue", state=log.read_text)
     assert "SIGUSR1: stopping at the next step's end" in log.read_text()
     assert max(checkpoints(folder)) == last_step(folder)
     slurm.run("scancel", job)
