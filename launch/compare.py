@@ -86,7 +86,7 @@ def _check_all(study: StudyConfig) -> None:
     """
     models = list(study.models)
     # Which rates dev will choose is not known yet: any will do.
-    any_rates = {task: dict.fromkeys(models, study.learning_rates[0]) for task in study.tasks}
+    any_rates = {task: dict.fromkeys(models, study.grid(task)[0]) for task in study.tasks}
     for run in (*grid_runs(study, models, any_rates), *final_runs(study, models, any_rates)):
         config = load_finetune(study, run)
         if not config.model.init_from.exists():

@@ -40,6 +40,11 @@ class StudyTask(Config):
 
     config: Path
     overrides: list[str] = Field(default_factory=list, description="field=value, as in finetune")
+    learning_rates: list[float] | None = Field(
+        None,
+        min_length=1,
+        description="its own grid, as where dev chose the end of the study's for one of the models",
+    )
     published: dict[str, float] = Field(
         default_factory=dict, description="who -> score in percent, shown as published, not ours"
     )
@@ -78,9 +83,9 @@ class StudyConfig(Config):
                     )
         for name in (*self.models, *self.tasks):
             check_name(name)
-        # As they stand in the names of the runs' folders.
-        if len({f"{rate:g}" for rate in self.learning_rates}) < len(self.learning_rates):
-            raise ValueError("learning_rates has a rate twice")
+        for task in self.tasks:  # as they stand in the names of the runs' folders
+            if len({f"{rate:g}" for rate in self.grid(task)}) < len(self.grid(task)):
+                raise ValueError(f"learning_rates of {task} has a rate twice")
         if self.grid_seeds > len(self.seeds):
             raise ValueError(f"grid_seeds ({self.grid_seeds}) is above the number of seeds")
         return self
@@ -89,6 +94,10 @@ class StudyConfig(Config):
     def folder(self) -> Path:
         """Where runs and tables of the study go."""
         return self.runs_dir / self.name
+
+    def grid(self, task: str) -> list[float]:
+        """The learning rates to choose from on a task."""
+        return self.tasks[task].learning_rates or self.learning_rates
 
     @property
     def stages(self) -> list[list[str]]:
@@ -147,13 +156,13 @@ def load_finetune(study: StudyConfig, run: StudyRun) -> FinetuneConfig:
 
 def grid_runs(study: StudyConfig, models: Sequence[str], chosen: Rates) -> Iterator[StudyRun]:
     """What chooses the models' learning rates; nothing where there is only one."""
-    if len(study.learning_rates) == 1:
-        return
     seeds = tuple(study.seeds[: study.grid_seeds])
     for task in study.tasks:
+        if len(study.grid(task)) == 1:
+            continue
         for model in models:
             teacher = _teacher(study, task, model, chosen)
-            for rate in study.learning_rates:
+            for rate in study.grid(task):
                 yield StudyRun(model, task, rate, seeds, score_test=False, teacher=teacher)
 
 
@@ -161,11 +170,12 @@ def choose_rates(
     study: StudyConfig, models: Sequence[str], dev_scores: Mapping[StudyRun, float]
 ) -> dict[str, dict[str, float]]:
     """Task -> model -> the rate with the best dev score; the smaller of equal ones."""
-    if len(study.learning_rates) == 1:
-        return {task: dict.fromkeys(models, study.learning_rates[0]) for task in study.tasks}
     chosen: dict[str, dict[str, float]] = {}
     for task in study.tasks:
         for model in models:
+            if len(study.grid(task)) == 1:
+                chosen.setdefault(task, {})[model] = study.grid(task)[0]
+                continue
             tried = [r for r in dev_scores if (r.task, r.model) == (task, model)]
             best = min(tried, key=lambda r: (-dev_scores[r], r.learning_rate))
             chosen.setdefault(task, {})[model] = best.learning_rate

@@ -46,6 +46,29 @@ def test_the_grid_leaves_test_alone(tmp_path: Path) -> None:
     assert list(grid_runs(study(tmp_path, learning_rates=[1e-4]), MODELS, {})) == []
 
 
+def test_a_task_may_have_a_grid_of_its_own(tmp_path: Path) -> None:
+    task = {"config": "n.yaml"}
+    tasks = {"ner": task, "sst2": {**task, "learning_rates": [1e-3]}}
+    tasks["re"] = {**task, "learning_rates": [1e-4, 3e-4, 9e-4]}
+    config = study(tmp_path, tasks=tasks)
+    runs = list(grid_runs(config, ["dense"], {}))
+    assert [(r.task, r.learning_rate) for r in runs] == [
+        ("ner", 1e-4), ("ner", 3e-4), ("re", 1e-4), ("re", 3e-4), ("re", 9e-4),
+    ]  # fmt: skip
+    scores = dict(zip(runs, [0.5, 0.4, 0.1, 0.2, 0.3], strict=True))
+    chosen = choose_rates(config, ["dense"], scores)
+    assert {task: rates["dense"] for task, rates in chosen.items()} == {
+        "ner": 1e-4, "sst2": 1e-3, "re": 9e-4,
+    }  # fmt: skip
+
+
+def test_a_rate_stands_once_in_a_grid(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="learning_rates of ner has a rate twice"):
+        study(tmp_path, learning_rates=[1e-4, 0.0001])
+    with pytest.raises(ValueError, match="learning_rates of re has a rate twice"):
+        study(tmp_path, tasks={"re": {"config": "n.yaml", "learning_rates": [1, 1.0]}})
+
+
 def test_dev_chooses_and_the_twins_rate_is_tried_too(tmp_path: Path) -> None:
     scores = dict(zip(grid_runs(study(tmp_path), MODELS, {}), [0.8, 0.9, 0.7, 0.7], strict=True))
     chosen = choose_rates(study(tmp_path), MODELS, scores)
