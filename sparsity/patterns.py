@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from sparsity.masks import PRUNED, FragmentMask
-from sparsity.population import Population
+from sparsity.population import Population, count_live
 from sparsity.targets import Scope
 from sparsity.threshold import Cut, Rounds, select
 
@@ -51,8 +51,9 @@ class SingleWeights:
 
     def population(self, mask: FragmentMask) -> Population:
         """The owned part of the fragment."""
-        # The first update need not look at the mask: nothing is pruned.
-        is_whole = not mask.keep.numel() or int(mask.keep.amax()) != PRUNED
+        # The first update need not look at the mask: nothing is pruned. To ask a device is dearer.
+        on_host = mask.keep.device.type == "cpu"
+        is_whole = on_host and (not mask.keep.numel() or int(mask.keep.amax()) != PRUNED)
         keep = None if is_whole else mask.keep
         return owned_part(
             Population(self._masters[mask], keep, mask.uid, mask.fragment.start), mask
@@ -83,7 +84,7 @@ def find_cuts(
             by_name.setdefault(mask.fragment.name, []).append(pattern.population(mask))
     populations = [[p for name in s.names for p in by_name.get(name, [])] for s in scopes]
     units = [k // s.unit_numel for k, s in zip(wanted, scopes, strict=True)]
-    counted = yield torch.tensor([sum(p.count_live() for p in scope) for scope in populations])
+    counted = yield torch.tensor([count_live(scope) for scope in populations])
     live = [int(n) for n in counted]
     for k, n, scope in zip(units, live, scopes, strict=True):
         if k > n:

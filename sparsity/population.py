@@ -139,20 +139,28 @@ class Population:
 
 def find_inside(populations: Sequence[Population], low: int, high: int) -> list[Inside]:
     """For each, count below the bracket and collect what is in it, in one pass."""
+    if populations and not populations[0]._on_host:
+        return _device_inside(populations, low, high)
 
     def work(population: Population, at: int, stop: int) -> Inside:
-        find = _host_inside if population._on_host else _device_inside
-        return find(population, at, stop, low, high)
+        return _host_inside(population, at, stop, low, high)
 
-    return [
-        Inside(
-            sum(part.below for part in parts),
-            torch.cat([part.keys for part in parts]),
-            torch.cat([part.indices for part in parts]),
-            sum(part.non_finite for part in parts),
-        )
-        for parts in _scan(populations, work)
-    ]
+    return [_join_parts(parts) for parts in _scan(populations, work)]
+
+
+def count_live(populations: Sequence[Population]) -> int:
+    """Number of live weights of all."""
+    if not populations or populations[0]._on_host:
+        return sum(population.count_live() for population in populations)
+    masks = [population.keep for population in populations if population.keep is not None]
+    whole = sum(p.weights.numel() for p in populations if p.keep is None)
+    return whole + (int(torch.stack([mask.sum().neg() for mask in masks]).sum()) if masks else 0)
+
+
+def joined(pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The same keys, on a device in one tensor: a launch costs more there than a copy."""
+    is_worth_it = len(pieces) > 1 and pieces[0].device.type != "cpu"
+    return [torch.cat(list(pieces))] if is_worth_it else list(pieces)
 
 
 def find_equal(populations: Sequence[Population], magnitude_bits: int) -> list[torch.Tensor]:
@@ -260,15 +268,58 @@ def _join(pieces: list[npt.NDArray[Any]], dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(pieces)) if pieces else torch.empty(0, dtype=dtype)
 
 
-def _device_inside(population: Population, at: int, stop: int, low: int, high: int) -> Inside:
-    bits = population.weights[at:stop].view(torch.int32) & MAGNITUDE
-    live = population.live(at, stop)
-    below, inside, wrong = bits < low, (bits >= low) & (bits < high), bits >= NON_FINITE
-    if live is not None:
-        below, inside, wrong = below & live, inside & live, wrong & live
-    counts = torch.stack([below.sum(), wrong.sum()]).tolist()
-    indices = indices_of(inside)
-    return Inside(int(counts[0]), bits[indices] - low, indices + at, int(counts[1]))
+def _device_inside(populations: Sequence[Population], low: int, high: int) -> list[Inside]:
+    """As `find_inside`; waits for the device twice a chunk, whatever the number of populations."""
+    empty = populations[0].weights.new_empty(0, dtype=torch.int32)
+    found = [[Inside(0, empty, empty.long(), 0)] for _ in populations]
+    for parts in _device_parts(populations):
+        chosen, counts = [], []
+        for number, at, stop in parts:
+            population = populations[number]
+            bits, live = population.weights[at:stop].view(torch.int32), population.live(at, stop)
+            bits = bits & MAGNITUDE
+            below, inside, wrong = bits < low, (bits >= low) & (bits < high), bits >= NON_FINITE
+            if live is not None:
+                below, inside, wrong = below & live, inside & live, wrong & live
+            chosen.append(inside)
+            counts.append(torch.stack([below.sum(), inside.sum(), wrong.sum()]))
+        numbers = torch.stack(counts).tolist()
+        sizes = [inside for _, inside, _ in numbers]
+        everywhere = torch.split_with_sizes(indices_of(torch.cat(chosen)), sizes)
+        before = 0  # weights of the parts in front
+        for (number, at, stop), (below, _, wrong), there in zip(
+            parts, numbers, everywhere, strict=True
+        ):
+            indices = there + (at - before)
+            keys = (populations[number].weights.view(torch.int32)[indices] & MAGNITUDE) - low
+            found[number].append(Inside(below, keys, indices, wrong))
+            before += stop - at
+    return [_join_parts(inside) for inside in found]
+
+
+def _device_parts(populations: Sequence[Population]) -> Iterator[list[tuple[int, int, int]]]:
+    """(population's number, at, stop): all weights, in lists of a chunk or little more each."""
+    parts: list[tuple[int, int, int]] = []
+    numel = 0
+    for number, population in enumerate(populations):
+        size = chunk_size(population.weights.device)
+        for at in range(0, population.weights.numel(), size):
+            parts.append((number, at, min(at + size, population.weights.numel())))
+            numel += parts[-1][2] - at
+            if numel >= size:
+                yield parts
+                parts, numel = [], 0
+    if parts:
+        yield parts
+
+
+def _join_parts(parts: Sequence[Inside]) -> Inside:
+    return Inside(
+        sum(part.below for part in parts),
+        torch.cat([part.keys for part in parts]),
+        torch.cat([part.indices for part in parts]),
+        sum(part.non_finite for part in parts),
+    )
 
 
 def _device_equal(population: Population, at: int, stop: int, bits: int) -> torch.Tensor:

@@ -35,6 +35,7 @@ from sparsity.population import (
     find_equal,
     find_inside,
     indices_of,
+    joined,
 )
 
 T = TypeVar("T")
@@ -130,7 +131,7 @@ def select(
         if counts[s] and search.wanted < search.size:
             indices = place.find_equal(cuts[s].bits)
             hashes = [p.hash_positions(at) for p, at in zip(scopes[s], indices, strict=True)]
-            ties[s] = _Search(hashes, search.wanted)
+            ties[s] = _Search(joined(hashes), search.wanted)
     yield from _radix(list(ties.values()), _TIE_BITS)
     for s, tie in ties.items():
         if tie.wanted != tie.size:
@@ -212,7 +213,7 @@ class _Bracket:
     inside: list[Inside]  # of each population
 
     def keys(self) -> Iterable[torch.Tensor]:
-        return [inside.keys for inside in self.inside]
+        return joined([inside.keys for inside in self.inside])
 
     def find_equal(self, magnitude_bits: int) -> list[torch.Tensor]:
         """The same, from what was collected."""
@@ -250,8 +251,8 @@ def _narrow(
 
 def _sample(scope: Sequence[Population], stride: int) -> Iterator[torch.Tensor]:
     """Every `stride`-th weight's bits, in pieces: what is computed of one adds little memory."""
-    for population in scope:
-        yield from torch.split(population.sample(stride), chunk_size(population.weights.device))
+    for piece in joined([population.sample(stride) for population in scope]):
+        yield from torch.split(piece, chunk_size(piece.device))
 
 
 def _counts(inside: Sequence[Inside]) -> list[int]:

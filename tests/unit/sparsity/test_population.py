@@ -33,9 +33,12 @@ def test_one_pass_counts_and_collects(
     for mask in (keep, None):
         chosen = [v for v, alive in zip(values, live, strict=True) if alive or mask is None]
         one = Population(torch.tensor(values, dtype=torch.float32), mask, 5, 11)
-        scan = population._host_inside if on_host else population._device_inside
-        with patch.object(population, "CHUNK", 7):
-            got = scan(one, 0, len(values), low, high)
+        with patch.object(population, "CHUNK", 7):  # on the CPU that is the device's chunk too
+            got = (
+                population._host_inside(one, 0, len(values), low, high)
+                if on_host
+                else population._device_inside([one], low, high)[0]
+            )
         assert got.below == sum(bits_of(v) < low for v in chosen)
         assert got.keys.tolist() == [bits_of(v) - low for v in chosen if low <= bits_of(v) < high]
         inside = [low <= bits_of(v) < high for v in values]
@@ -62,6 +65,32 @@ def test_positions_of_one_magnitude(
     want = [i for i, v in enumerate(values) if i % 3 and bits_of(v) == at_bits]
     with patch.object(population, "CHUNK", 7):
         assert scan(one, 0, len(values), at_bits).tolist() == want
+
+
+@settings(max_examples=50, deadline=None)
+@given(several=st.lists(weights, min_size=1, max_size=5), low=st.sampled_from([0, bits_of(1.0)]))
+def test_a_device_finds_what_the_host_finds(several: list[list[float]], low: int) -> None:
+    high = bits_of(1e3)
+    populations = [
+        Population(
+            torch.tensor(values, dtype=torch.float32),
+            torch.tensor([-(i % 2) for i in range(len(values))], dtype=torch.int8)
+            if n % 2
+            else None,
+            n,
+            3 * n,
+        )
+        for n, values in enumerate(several)
+    ]
+    want = population.find_inside(populations, low, high)
+    with patch.object(population, "CHUNK", 7):
+        got = population._device_inside(populations, low, high)
+    for one, other in zip(got, want, strict=True):
+        assert (one.below, one.non_finite) == (other.below, other.non_finite)
+        assert torch.equal(one.keys, other.keys) and torch.equal(one.indices, other.indices)
+    with patch.object(Population, "_on_host", False):
+        on_device = population.count_live(populations)
+    assert on_device == population.count_live(populations)
 
 
 def test_threads_keep_the_order(
