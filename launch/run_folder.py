@@ -41,7 +41,6 @@ _LABELS = {
     "task.fingerprint": "the content of task.train, task.dev or task.test",
     "distillation.teacher": "the content of distillation.teacher",
 }
-_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -288,10 +287,13 @@ def resolve_source(path: Path) -> Path:
 def _compare(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> dict[str, tuple[Any, Any]]:
-    """Old and new value of each field that differs, by dotted name."""
+    """Old and new value of each field that differs, by dotted name.
+
+    Null is absent: a run goes on with later code that knows one more option, while that is off.
+    """
     differences: dict[str, tuple[Any, Any]] = {}
     for key in {**old, **new}:
-        was, now = old.get(key, _ABSENT), new.get(key, _ABSENT)
+        was, now = old.get(key), new.get(key)
         if isinstance(was, dict) and isinstance(now, dict):
             differences |= _compare(was, now, f"{prefix}{key}.")
         elif was != now:
@@ -300,8 +302,6 @@ def _compare(
 
 
 def _show(key: str, value: Any) -> str:
-    if value is _ABSENT:
-        return "absent"
     # Of a checksum the first digits tell enough.
     return value[:12] if key in _LABELS and value else json.dumps(value)
 

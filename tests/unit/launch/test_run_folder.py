@@ -112,6 +112,18 @@ def test_every_difference_is_listed(folder: RunFolder, settings: dict[str, Any])
         assert part in str(caught.value)
 
 
+def test_an_option_that_later_code_knows_and_that_is_off_changes_nothing(
+    folder: RunFolder, settings: dict[str, Any]
+) -> None:
+    write_identity(folder, identity_of(settings))
+    new = identity_of(settings)
+    new["train"] |= {"invented_later": None}
+    assert check_identity(folder, new)
+    new["train"] |= {"invented_later": 3}
+    with pytest.raises(BadInput, match="train.invented_later was null and is now 3"):
+        check_identity(folder, new)
+
+
 def test_more_steps_have_a_sentence_of_their_own(
     folder: RunFolder, settings: dict[str, Any]
 ) -> None:
