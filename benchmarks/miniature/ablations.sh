@@ -20,4 +20,4 @@ prune early 500
 prune per-tensor 800 sparsity.scope=per_tensor
 prune rewinds 800 train.lr_rewind_interval_steps=100 train.lr_rewind_end_step=800
 prune distilled 800 distillation.teacher=runs/ablation-dense
-grep -h "step 1,\?000/1,\?000  validation" runs/ablation-*.log
+grep "step 1000/1000  validation" runs/ablation-*.log
