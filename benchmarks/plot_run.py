@@ -11,7 +11,7 @@ import matplotlib
 from launch.run_folder import RunFolder, read_metrics
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
+import matplotlib.pyplot as plt
 
 
 def main(output: Path, runs: list[Path]) -> None:

@@ -17,7 +17,7 @@ Policy = Literal["skip", "stop", "rollback"]
 _ROWS_SHOWN = 8
 
 
-class GoBack(Exception):  # noqa: N818 (a request to the caller, not an error)
+class GoBack(Exception):  # a request to the caller, not an error
     """Train again from the last checkpoint, whose next batch is `next_batch`."""
 
     def __init__(self, reason: str, next_batch: int) -> None:

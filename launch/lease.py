@@ -185,7 +185,7 @@ def _myself() -> Holder:
         process_started=_start_of(os.getpid()) or "",
         since=now,
         slurm_job=os.environ.get("SLURM_JOB_ID", ""),
-        slurm_start=int(os.environ.get("SLURM_RESTART_COUNT", 0)),
+        slurm_start=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
     )
 
 

@@ -170,16 +170,14 @@ def choose_rates(
     study: StudyConfig, models: Sequence[str], dev_scores: Mapping[StudyRun, float]
 ) -> dict[str, dict[str, float]]:
     """Task -> model -> the rate with the best dev score; the smaller of equal ones."""
-    chosen: dict[str, dict[str, float]] = {}
-    for task in study.tasks:
-        for model in models:
-            if len(study.grid(task)) == 1:
-                chosen.setdefault(task, {})[model] = study.grid(task)[0]
-                continue
-            tried = [r for r in dev_scores if (r.task, r.model) == (task, model)]
-            best = min(tried, key=lambda r: (-dev_scores[r], r.learning_rate))
-            chosen.setdefault(task, {})[model] = best.learning_rate
-    return chosen
+
+    def best(task: str, model: str) -> float:
+        if len(study.grid(task)) == 1:
+            return study.grid(task)[0]
+        tried = [r for r in dev_scores if (r.task, r.model) == (task, model)]
+        return min(tried, key=lambda r: (-dev_scores[r], r.learning_rate)).learning_rate
+
+    return {task: {model: best(task, model) for model in models} for task in study.tasks}
 
 
 def final_runs(study: StudyConfig, models: Sequence[str], chosen: Rates) -> list[StudyRun]:

@@ -100,12 +100,6 @@ class Population:
         """Bits of another type would be read as other numbers."""
         assert self.weights.dtype == torch.float32, self.weights.dtype
 
-    def count_live(self) -> int:
-        """Number of live weights."""
-        if self.keep is None:
-            return self.weights.numel()
-        return int(np.count_nonzero(self.keep.numpy()) if self._on_host else self.keep.sum().neg())
-
     def chunks(self) -> Iterator[tuple[torch.Tensor, int]]:
         """(bits of |w| int32 [c], offset of the first) piece by piece, live or not."""
         bits, size = self.weights.view(torch.int32), chunk_size(self.weights.device)
@@ -149,12 +143,14 @@ def find_inside(populations: Sequence[Population], low: int, high: int) -> list[
 
 
 def count_live(populations: Sequence[Population]) -> int:
-    """Number of live weights of all."""
-    if not populations or populations[0]._on_host:
-        return sum(population.count_live() for population in populations)
-    masks = [population.keep for population in populations if population.keep is not None]
+    """Number of live weights of all; waits for a device once."""
     whole = sum(p.weights.numel() for p in populations if p.keep is None)
-    return whole + (int(torch.stack([mask.sum().neg() for mask in masks]).sum()) if masks else 0)
+    masks = [population.keep for population in populations if population.keep is not None]
+    if not masks:
+        return whole
+    if populations[0]._on_host:  # several times as fast as torch's
+        return whole + sum(int(np.count_nonzero(mask.numpy())) for mask in masks)
+    return whole + int(torch.stack([mask.count_nonzero() for mask in masks]).sum())
 
 
 def joined(pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -298,7 +294,7 @@ def _device_inside(populations: Sequence[Population], low: int, high: int) -> li
 
 
 def _device_parts(populations: Sequence[Population]) -> Iterator[list[tuple[int, int, int]]]:
-    """(population's number, at, stop): all weights, in lists of a chunk or little more each."""
+    """(population's number, at, stop): all weights, in lists of one to two chunks each."""
     parts: list[tuple[int, int, int]] = []
     numel = 0
     for number, population in enumerate(populations):

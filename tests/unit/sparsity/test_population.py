@@ -3,6 +3,7 @@
 import math
 import struct
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -49,7 +50,7 @@ def test_one_pass_counts_and_collects(
             if is_in and alive
         ]
         assert got.non_finite == sum(not math.isfinite(v) for v in chosen)
-        assert one.count_live() == len(chosen)
+        assert population.count_live([one]) == len(chosen)
 
 
 @pytest.mark.parametrize("on_host", [True, False])
@@ -91,6 +92,33 @@ def test_a_device_finds_what_the_host_finds(several: list[list[float]], low: int
     with patch.object(Population, "_on_host", False):
         on_device = population.count_live(populations)
     assert on_device == population.count_live(populations)
+
+
+def test_a_device_is_waited_for_twice_whatever_the_number_of_populations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For the counts, and for the sizes of what was found."""
+    waits: list[str] = []
+
+    def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def waiting(*args: Any) -> Any:
+            waits.append(name)
+            return original(*args)
+
+        return waiting
+
+    for owner, name in (
+        (population, "indices_of"),
+        (torch.Tensor, "tolist"),
+        (torch.Tensor, "item"),
+        (torch.Tensor, "__int__"),
+        (torch.Tensor, "__bool__"),
+    ):
+        monkeypatch.setattr(owner, name, counted(name, getattr(owner, name)))
+    population._device_inside(
+        [Population(torch.randn(9), None, n, 0) for n in range(70)], 0, NON_FINITE
+    )
+    assert sorted(waits) == ["indices_of", "tolist"]
 
 
 def test_threads_keep_the_order(

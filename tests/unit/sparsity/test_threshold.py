@@ -112,6 +112,23 @@ def test_brackets_that_hit_and_that_miss(tiny_brackets: None) -> None:
     assert 0 < hits < trials
 
 
+def test_the_passes_of_a_device_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run on the CPU; tests/gpu has them on a GPU."""
+    monkeypatch.setattr(Population, "_on_host", False)
+    monkeypatch.setattr(threshold, "joined", lambda keys: [torch.cat(keys)] if keys else [])
+    monkeypatch.setattr(threshold, "BRACKET_FROM", 64)
+    monkeypatch.setattr(threshold, "SAMPLE_SIZE", 256)
+    monkeypatch.setattr(population, "CHUNK", 100)
+    rng = np.random.default_rng(3)
+    names = ["a", "b", "c"]
+    weights = {name: tied_weights(400 + i, 20 + i) for i, name in enumerate(names)}
+    weights["d"] = rng.normal(0, 0.02, 700).astype(np.float32)
+    bounds = {name: split_randomly(w.size, 3, rng) for name, w in weights.items()}
+    for count in (1, 300, 1500):
+        check(weights, bounds, [[*names, "d"]], [count])
+    check(weights, bounds, [names, ["d"]], [600, 630])
+
+
 def test_a_large_scope_is_bracketed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real sizes: one pass, few of the keys, and less on the wire than in the bound."""
     found: list[tuple[int, int]] = []  # keys collected, live weights of the rank
@@ -120,7 +137,7 @@ def test_a_large_scope_is_bracketed(monkeypatch: pytest.MonkeyPatch) -> None:
         scope: Sequence[population.Population], low: int, high: int
     ) -> list[population.Inside]:
         inside = population.find_inside(scope, low, high)
-        found.append((sum(i.keys.numel() for i in inside), sum(p.count_live() for p in scope)))
+        found.append((sum(i.keys.numel() for i in inside), population.count_live(scope)))
         return inside
 
     def missed(_: object) -> None:
