@@ -19,7 +19,7 @@ from distributed.errors import BadInput
 from distributed.hashing import hex_digest
 from distributed.partition import Fragment, Partition
 from sparsity import schedule
-from sparsity.masks import FragmentMask
+from sparsity.masks import FragmentMask, MaskRun, join_runs
 from sparsity.pattern_name import PatternName
 from sparsity.pruning import Counted, count_pruned, update_masks
 from sparsity.schedule import SparsityConfig
@@ -74,9 +74,9 @@ class SparsityController:
             for f in partition.fragments
             if f.name in self.state.pruned
         }
-        self._slots: dict[int, list[FragmentMask]] = {}
-        for f, mask in self._masks.items():
-            self._slots.setdefault(f.slot, []).append(mask)
+        self._runs: dict[int, list[MaskRun]] = {}
+        for run in join_runs(self._masks.values()):
+            self._runs.setdefault(run.slot, []).append(run)
         self._are_loaded = False  # masks that came from elsewhere, though they may prune nothing
         self._update_seconds, self._wire_bytes = 0.0, 0
         optimizer.register_step_post_hook(self._enforce)
@@ -288,17 +288,15 @@ class SparsityController:
     def _enforce(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """After the optimizer changed its current masters: pruned weights back to +0.0."""
         for slot, master in self._current_masters(optimizer):
-            for mask in self._slots.get(slot, ()):
-                f = mask.fragment
-                mask.apply(master.detach().view(-1).narrow(0, f.offset, f.length))
+            for run in self._runs.get(slot, ()):
+                run.apply(master.detach())
 
     def _mask_master_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Before the update, where gradients cannot be reached earlier: out of Adam's moments."""
         for slot, master in self._current_masters(optimizer):
             if master.grad is not None:
-                for mask in self._slots.get(slot, ()):
-                    f = mask.fragment
-                    mask.apply(master.grad.view(-1).narrow(0, f.offset, f.length))
+                for run in self._runs.get(slot, ()):
+                    run.apply(master.grad)
 
     def _current_masters(self, optimizer: torch.optim.Optimizer) -> list[tuple[int, torch.Tensor]]:
         # DeepSpeed steps one group or sub-group at a time: only what is in param_groups has

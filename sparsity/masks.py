@@ -5,6 +5,7 @@ it +0.0, whatever it was (NaN and -0.0 too). On CPU it costs a tenth of `masked_
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -70,6 +71,40 @@ class FragmentMask:
             int((bits[at : at + size] & ~self.keep[at : at + size].to(bits.dtype)).count_nonzero())
             for at in range(0, bits.numel(), size)
         )
+
+
+@dataclass(frozen=True)
+class MaskRun:
+    """The masks of fragments that lie end to end in a master, in one tensor: one AND for all."""
+
+    slot: int
+    offset: int
+    keep: torch.Tensor  # int8 [n], the fragments' one after another
+
+    def apply(self, values: torch.Tensor) -> None:
+        """Set the pruned positions of the slot's `values`, a master or its gradient, to +0.0."""
+        apply_keep(values.view(-1).narrow(0, self.offset, self.keep.numel()), self.keep)
+
+
+def join_runs(masks: Iterable[FragmentMask]) -> list[MaskRun]:
+    """Move the masks of fragments that lie end to end into one tensor; each keeps its view."""
+    runs: list[list[FragmentMask]] = []
+    end = None
+    for mask in sorted(masks, key=lambda mask: (mask.fragment.slot, mask.fragment.offset)):
+        f = mask.fragment
+        if (f.slot, f.offset) != end:
+            runs.append([])
+        runs[-1].append(mask)
+        end = (f.slot, f.offset + f.length)
+    return [_join_run(run) for run in runs]
+
+
+def _join_run(run: Sequence[FragmentMask]) -> MaskRun:
+    keep = torch.cat([mask.keep for mask in run])
+    pieces = torch.split_with_sizes(keep, [mask.fragment.length for mask in run])
+    for mask, piece in zip(run, pieces, strict=True):
+        mask.keep = piece
+    return MaskRun(run[0].fragment.slot, run[0].fragment.offset, keep)
 
 
 def _prune(keep: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -46,8 +46,8 @@ MUTATIONS = {
     ),
     "only the low-precision copy is masked": Mutation(
         "sparsity/controller.py",
-        "mask.apply(master.detach().view(-1).narrow(0, f.offset, f.length))",
-        "mask.apply(self._partition.weight(f))",
+        "run.apply(master.detach())",
+        "[m.apply(self._partition.weight(f)) for f, m in self._masks.items()]",
         f"{ATTACH}[2-bf16]",
     ),
     "pruned gradients reach the clip norm": Mutation(

@@ -10,7 +10,7 @@ from distributed.checkpoint import _unpack
 from distributed.hashing import hex_digest, name_hash
 from distributed.partition import Fragment
 from sparsity import masks
-from sparsity.masks import FragmentMask, apply_keep, sum_modulo_2_64
+from sparsity.masks import FragmentMask, apply_keep, join_runs, sum_modulo_2_64
 from sparsity.patterns import SingleWeights
 from sparsity.population import CHUNK
 from sparsity.threshold import Cut
@@ -140,3 +140,34 @@ def test_positions_are_logical_not_local() -> None:
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
 def test_sums_wrap_as_int64(values: list[int]) -> None:
     assert sum_modulo_2_64(values) == int(torch.tensor(values, dtype=torch.int64).sum())
+
+
+def test_masks_that_lie_end_to_end_become_one_run() -> None:
+    """Padding, or a fragment that is not pruned, ends a run; so does a master."""
+    places = [(0, 0, 5), (0, 5, 3), (0, 9, 4), (1, 13, 2), (1, 0, 6)]  # (slot, offset, length)
+    masks = {
+        (slot, offset): FragmentMask(
+            Fragment(f"{slot}.{offset}", 0, length, slot, offset, 0, length), torch.device("cpu")
+        )
+        for slot, offset, length in places
+    }
+    kept_before = any_keep(3)
+    masks[0, 5].load(kept_before)
+    runs = join_runs(masks.values())
+    assert [(run.slot, run.offset, run.keep.numel()) for run in runs] == [
+        (0, 0, 8),
+        (0, 9, 4),
+        (1, 0, 6),
+        (1, 13, 2),
+    ]
+    assert torch.equal(masks[0, 5].keep != 0, kept_before)
+    for seed, mask in enumerate(masks.values()):  # a later change of a mask is one of its run
+        mask.load(any_keep(mask.fragment.length, seed))
+    masters = {0: any_bits(14, torch.float32).view(2, 7), 1: any_bits(15, torch.float32)}
+    want = {slot: master.clone() for slot, master in masters.items()}
+    for (slot, offset), mask in masks.items():
+        mask.apply(want[slot].view(-1)[offset : offset + mask.fragment.length])
+    for run in runs:
+        run.apply(masters[run.slot])
+    for slot, master in masters.items():
+        assert torch.equal(master.view(torch.int32), want[slot].view(torch.int32))
