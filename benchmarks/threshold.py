@@ -41,7 +41,7 @@ FEW = 1 << 15  # weights
 class Shard:
     """This rank's share of `numel` weights, and the rank k."""
 
-    def __init__(self, numel: int, sparsity: float, device: torch.device) -> None:
+    def __init__(self, numel: int, fragments: int, sparsity: float, device: torch.device) -> None:
         rank, ranks = dist.get_rank(), dist.get_world_size()
         self.numel, self.k, self.device = numel, int(numel * sparsity), device
         self.start, self.stop = numel * rank // ranks, numel * (rank + 1) // ranks
@@ -50,8 +50,20 @@ class Shard:
         self.weights.normal_(0, STD, generator=generator)
         self.wire_bytes = 0
         # In training the masks are there before.
-        fragment = Fragment("w", self.start, self.stop - self.start, 0, 0, self.start, self.stop)
-        self.mask = FragmentMask(fragment, device)
+        self.masters: dict[FragmentMask, torch.Tensor] = {}
+        names = [f"w{i}" for i in range(fragments)]
+        bounds = [numel * i // fragments for i in range(fragments + 1)]
+        for name, first, last in zip(names, bounds[:-1], bounds[1:], strict=True):
+            begin, end = max(first, self.start), min(last, self.stop)
+            if begin < end:
+                at = begin - first
+                fragment = Fragment(
+                    name, at, end - begin, 0, begin - self.start, at, at + end - begin
+                )
+                mask = FragmentMask(fragment, device)
+                self.masters[mask] = self.weights[begin - self.start : end - self.start]
+        self.scopes = [Scope(tuple(names), numel, 0.0)]
+        self.shapes = {n: (b - a,) for n, a, b in zip(names, bounds[:-1], bounds[1:], strict=True)}
 
     def count_bytes(self, counts: torch.Tensor) -> torch.Tensor:
         self.wire_bytes += counts.numel() * counts.element_size()
@@ -70,9 +82,8 @@ class Shard:
 
 
 def ours(shard: Shard) -> float | None:
-    scopes = [Scope(("w",), shard.numel, 0.0)]
-    mask = shard.mask
-    rounds = find_cuts(SingleWeights({mask: shard.weights}), [mask], scopes, [shard.k])
+    pattern = SingleWeights(shard.masters)
+    rounds = find_cuts(pattern, list(shard.masters), shard.scopes, [shard.k])
     return run(rounds, shard.count_bytes)[0].threshold
 
 
@@ -80,9 +91,9 @@ def ours_with_masks(shard: Shard) -> float | None:
     """The whole update: threshold, masks, count and digest."""
     return update_masks(
         PatternName.parse("unstructured"),
-        {shard.mask: shard.weights},
-        {"w": (shard.numel,)},
-        [Scope(("w",), shard.numel, 0.0)],
+        shard.masters,
+        shard.shapes,
+        shard.scopes,
         [shard.k],
         rank=dist.get_rank(),
         ranks=dist.get_world_size(),
@@ -138,18 +149,23 @@ def measure(
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=ranks)
-    METHODS[method](Shard(FEW, options.sparsity, device))
-    shard, times, answer, extra = Shard(numel, options.sparsity, device), [], None, None
+    METHODS[method](Shard(FEW, options.fragments, options.sparsity, device))
+    shard, times = Shard(numel, options.fragments, options.sparsity, device), []
+    answer, extra = None, None
     before = reset_peak(device)
     for _ in range(options.repeats):
         shard.wire_bytes = 0
-        shard.mask.keep.fill_(-1)
+        for mask in shard.masters:
+            mask.keep.fill_(-1)
         dist.barrier()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         started = time.perf_counter()
         answer = METHODS[method](shard)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        dist.barrier()
+        if ranks > 1:
+            dist.barrier()
         times.append(time.perf_counter() - started)
         if extra is None:
             extra = peak_memory(device) - before
@@ -183,6 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--numel", type=int, nargs="+", default=[84_934_656])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--fragments", type=int, default=72, help="matrices; BERT-base has 72")
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="over all ranks")
     parser.add_argument("--repeats", type=int, default=5)
@@ -192,8 +209,9 @@ def main() -> None:
     context = mp.get_context("spawn")
     for numel in options.numel:
         for ranks in options.ranks:
-            print(f"\n{numel:,} weights, {ranks} rank(s), {options.threads} threads, "
-                  f"sparsity {options.sparsity}, {options.device}\n")  # fmt: skip
+            print(f"\n{numel:,} weights in {options.fragments} fragments, {ranks} rank(s), "
+                  f"{options.threads} threads, sparsity {options.sparsity}, "
+                  f"{options.device}\n")  # fmt: skip
             print("| method | seconds | plain reads | ours is faster by | extra memory, share of "
                   "a shard | bytes on the wire |\n|---|---|---|---|---|---|")  # fmt: skip
             results: dict[str, tuple[float, float, int, int]] = {}

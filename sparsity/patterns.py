@@ -10,8 +10,10 @@ from typing import Protocol
 
 import torch
 
-from sparsity.masks import PRUNED, FragmentMask
-from sparsity.population import Population, count_live
+from sparsity import device
+from sparsity.host import HostWeights, in_threads
+from sparsity.masks import FragmentMask
+from sparsity.population import LiveWeights, Population
 from sparsity.targets import Scope
 from sparsity.threshold import Cut, Rounds, select
 
@@ -34,8 +36,8 @@ class Pattern(Protocol):
         """What this rank counts of the fragment."""
         ...
 
-    def selected(self, mask: FragmentMask, cut: Cut) -> Iterator[tuple[int, torch.Tensor]]:
-        """(offset in the fragment, bool [c]) piece by piece: what `cut` prunes of it."""
+    def prune(self, cuts: Mapping[FragmentMask, Cut]) -> dict[FragmentMask, tuple[int, int]]:
+        """Prune each mask up to its cut; for each what `FragmentMask.prune` returns."""
         ...
 
 
@@ -51,18 +53,14 @@ class SingleWeights:
 
     def population(self, mask: FragmentMask) -> Population:
         """The owned part of the fragment."""
-        # The first update need not look at the mask: nothing is pruned. To ask a device is dearer.
-        on_host = mask.keep.device.type == "cpu"
-        is_whole = on_host and (not mask.keep.numel() or int(mask.keep.amax()) != PRUNED)
-        keep = None if is_whole else mask.keep
-        return owned_part(
-            Population(self._masters[mask], keep, mask.uid, mask.fragment.start), mask
-        )
+        whole = Population(self._masters[mask], mask.keep, mask.uid, mask.fragment.start)
+        return owned_part(whole, mask)
 
-    def selected(self, mask: FragmentMask, cut: Cut) -> Iterator[tuple[int, torch.Tensor]]:
+    def prune(self, cuts: Mapping[FragmentMask, Cut]) -> dict[FragmentMask, tuple[int, int]]:
         """Weights up to the cut."""
-        whole = Population(self._masters[mask], None, mask.uid, mask.fragment.start)
-        return selected_weights(whole, cut)
+        # Without the mask: pruning passes over what is pruned already.
+        whole = {m: Population(self._masters[m], None, m.uid, m.fragment.start) for m in cuts}
+        return prune_weights(whole, cuts)
 
 
 def find_cuts(
@@ -82,14 +80,42 @@ def find_cuts(
     for mask in masks:
         if mask.fragment.owned_start < mask.fragment.owned_stop:
             by_name.setdefault(mask.fragment.name, []).append(pattern.population(mask))
-    populations = [[p for name in s.names for p in by_name.get(name, [])] for s in scopes]
+    scopes_here = [
+        live_weights([p for name in s.names for p in by_name.get(name, [])]) for s in scopes
+    ]
     units = [k // s.unit_numel for k, s in zip(wanted, scopes, strict=True)]
-    counted = yield torch.tensor([count_live(scope) for scope in populations])
+    counted = yield torch.tensor([scope.count for scope in scopes_here])
     live = [int(n) for n in counted]
     for k, n, scope in zip(units, live, scopes, strict=True):
         if k > n:
             raise MasksDoNotFit(f"{k} units of {scope.names[0]}... are to go and {n} may")
-    return (yield from select(populations, units, live))
+    return (yield from select(scopes_here, units, live))
+
+
+def live_weights(populations: Sequence[Population]) -> LiveWeights:
+    """The live weights of one scope, on whatever device they are."""
+    if populations and device.has_kernels(populations[0].weights.device):
+        return device.DeviceWeights(populations)
+    return HostWeights([population.on_host() for population in populations])
+
+
+def prune_weights(
+    populations: Mapping[FragmentMask, Population], cuts: Mapping[FragmentMask, Cut]
+) -> dict[FragmentMask, tuple[int, int]]:
+    """Prune each mask's live weights, those of its whole fragment, up to its cut."""
+    if cuts and device.has_kernels(next(iter(cuts)).keep.device):
+        return device.prune(populations, cuts)
+    return prune_pieces({mask: selected_weights(populations[mask], cuts[mask]) for mask in cuts})
+
+
+def prune_pieces(
+    selected: Mapping[FragmentMask, Iterator[tuple[int, torch.Tensor]]],
+) -> dict[FragmentMask, tuple[int, int]]:
+    """Prune each mask by (offset, bool [c]) piece by piece; masks on the host share the threads."""
+    masks = list(selected)
+    where = masks[0].keep.device if masks else torch.device("cpu")
+    pruned = in_threads(lambda mask: mask.prune(selected[mask]), masks, where)
+    return dict(zip(masks, pruned, strict=True))
 
 
 def owned_part(population: Population, mask: FragmentMask) -> Population:

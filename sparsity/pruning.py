@@ -8,7 +8,6 @@ import torch
 from sparsity.masks import FragmentMask, sum_modulo_2_64
 from sparsity.pattern_name import PatternName
 from sparsity.patterns import MasksDoNotFit, Pattern, SingleWeights, find_cuts
-from sparsity.population import in_threads
 from sparsity.structured import Blocks, NofM
 from sparsity.targets import Scope
 from sparsity.threshold import run
@@ -63,13 +62,8 @@ def update_masks(
     pattern = build_pattern(name, masters, shapes, rank=rank, ranks=ranks)
     cuts = run(find_cuts(pattern, list(masters), scopes, wanted), all_reduce)
     cut_of = {name: cut for scope, cut in zip(scopes, cuts, strict=True) for name in scope.names}
-    changing = [mask for mask in masters if cut_of[mask.fragment.name].bits >= 0]
-
-    def prune(mask: FragmentMask) -> tuple[int, int]:
-        return mask.prune(pattern.selected(mask, cut_of[mask.fragment.name]))
-
-    device = next((master.device for master in masters.values()), torch.device("cpu"))
-    owned = dict(zip(changing, in_threads(prune, changing, device), strict=True))
+    changing = {m: cut for m in masters if (cut := cut_of[m.fragment.name]).bits >= 0}
+    owned = pattern.prune(changing)
     newly = count_pruned(list(shapes), owned, all_reduce)
     if sum(newly.by_name.values()) != sum(wanted):
         raise MasksDoNotFit(f"{sum(newly.by_name.values())} of {sum(wanted)} weights were pruned")

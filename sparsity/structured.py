@@ -1,12 +1,12 @@
 """N:M and block patterns, ranked exactly even where a unit lies on several ranks (stripes.py)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
 from sparsity.masks import FragmentMask
-from sparsity.patterns import owned_part, selected_weights
+from sparsity.patterns import owned_part, prune_pieces, prune_weights, selected_weights
 from sparsity.population import MAGNITUDE, Population
 from sparsity.stripes import StripedPattern
 from sparsity.threshold import Cut, Rounds
@@ -52,9 +52,9 @@ class NofM(StripedPattern):
         """The owned weights that may be pruned."""
         return owned_part(self._whole(mask), mask)
 
-    def selected(self, mask: FragmentMask, cut: Cut) -> Iterator[tuple[int, torch.Tensor]]:
+    def prune(self, cuts: Mapping[FragmentMask, Cut]) -> dict[FragmentMask, tuple[int, int]]:
         """Of the weights that may be pruned, those up to the cut."""
-        return selected_weights(self._whole(mask), cut)
+        return prune_weights({mask: self._whole(mask) for mask in cuts}, cuts)
 
     def _width(self, name: str) -> int:
         return self.pattern.columns
@@ -110,8 +110,11 @@ class Blocks(StripedPattern):
         assert whole.keep is not None
         return Population(whole.weights, whole.keep & -counted, whole.uid, whole.start)
 
-    def selected(self, mask: FragmentMask, cut: Cut) -> Iterator[tuple[int, torch.Tensor]]:
+    def prune(self, cuts: Mapping[FragmentMask, Cut]) -> dict[FragmentMask, tuple[int, int]]:
         """All weights of the blocks up to the cut."""
+        return prune_pieces({mask: self._selected(mask, cut) for mask, cut in cuts.items()})
+
+    def _selected(self, mask: FragmentMask, cut: Cut) -> Iterator[tuple[int, torch.Tensor]]:
         whole, f = self._whole(mask), mask.fragment
         stripes = self._stripes[f.name]
         chosen = torch.cat([piece for _, piece in selected_weights(whole, cut)])

@@ -11,32 +11,23 @@ and the radix runs on these alone. If the counts show that the bracket missed, t
 everything: the answer is the same.
 
 Equal magnitudes at the cut are told apart by the hash of their logical position: a further radix
-selection on 64 bits, in six small rounds, only when it is needed. So exactly k weights are pruned
-and the same ones for every partitioning.
+selection on 64 bits, in at most six small rounds, as far as it is needed. So exactly k weights are
+pruned and the same ones for every partitioning.
 
 `select` is a generator: it yields this rank's counts and is sent the sum over all ranks. `run`
 drives it with the real all-reduce; a test drives thousands of simulated ranks in lockstep.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
 from distributed.hashing import position_hash, unsigned_order
-from sparsity.population import (
-    NON_FINITE,
-    Inside,
-    Population,
-    chunk_size,
-    compare,
-    find_equal,
-    find_inside,
-    indices_of,
-    joined,
-)
+from sparsity.host import HostKeys
+from sparsity.population import NON_FINITE, Inside, Keys, LiveWeights, compare, indices_of
 
 T = TypeVar("T")
 # Code that yields int64 counts of this rank and is sent their sum over all ranks.
@@ -46,7 +37,9 @@ Selection = Rounds["list[Cut]"]
 _VALUE_BITS, _TIE_BITS = 31, 64
 _DIGIT_BITS = 11
 _SAMPLE_BITS = (11, 8)  # the digits of a bracket's ends
-SAMPLE_SIZE = 1 << 20  # weights of all ranks together; a bracket then holds about 0.6 % of a scope
+# Weights of all ranks together. A bracket then holds about 1 % of a scope; to fetch more of them
+# from all over memory costs more than a narrower one saves.
+SAMPLE_SIZE = 1 << 18
 SAMPLE_MARGIN = 5.0  # standard deviations of the sample's quantile, on each side
 _WIDEST = 1 / 16  # share of the sample; where more weights are nearly equal, nothing is gained
 BRACKET_FROM = 1 << 21  # live weights; a smaller scope is counted as fast without a sample
@@ -97,14 +90,11 @@ def run(rounds: Rounds[T], all_reduce: Callable[[torch.Tensor], torch.Tensor]) -
         return result
 
 
-def select(
-    scopes: Sequence[Sequence[Population]], counts: Sequence[int], live: Sequence[int]
-) -> Selection:
+def select(scopes: Sequence[LiveWeights], counts: Sequence[int], live: Sequence[int]) -> Selection:
     """Find, for each scope, the cut that prunes exactly `counts[s]` of its live weights.
 
     Args:
-        scopes: for each scope, this rank's populations; scopes are alike on all ranks, populations
-            not.
+        scopes: this rank's weights of each scope; scopes are alike on all ranks, weights not.
         counts: live weights to prune in each scope; at least 0 and at most `live[s]`.
         live: live weights of each scope over all ranks.
 
@@ -116,7 +106,7 @@ def select(
     """
     brackets = yield from _narrow(scopes, counts, live)
     places = [brackets.get(s) or _Whole(scope, counts[s]) for s, scope in enumerate(scopes)]
-    searches = [_Search(place.keys(), place.wanted) for place in places]
+    searches = [_Search(place.keys, place.wanted) for place in places]
     whole = [search for s, search in enumerate(searches) if s not in brackets]
     yield from _radix(whole, _VALUE_BITS, check_finite=True)
     widest = max((bracket.width for bracket in brackets.values()), default=1)
@@ -129,15 +119,13 @@ def select(
     ties = {}
     for s, (place, search) in enumerate(zip(places, searches, strict=True)):
         if counts[s] and search.wanted < search.size:
-            indices = place.find_equal(cuts[s].bits)
-            hashes = [p.hash_positions(at) for p, at in zip(scopes[s], indices, strict=True)]
-            ties[s] = _Search(joined(hashes), search.wanted)
-    yield from _radix(list(ties.values()), _TIE_BITS)
+            ties[s] = _Search(HostKeys([place.hash_equal(cuts[s].bits)]), search.wanted)
+    yield from _tell_apart(list(ties.values()))
     for s, tie in ties.items():
-        if tie.wanted != tie.size:
-            raise RuntimeError("two weights of equal magnitude share a 64-bit position hash")
-        hash_bits = tie.prefix - (1 << 64) if tie.prefix >= 1 << 63 else tie.prefix
-        order = int(unsigned_order(torch.tensor(hash_bits)))
+        # The last hash of those that share the digits found: all of them go.
+        last = ((tie.prefix + 1) << tie.shift) - 1
+        last_bits = last - (1 << 64) if last >= 1 << 63 else last
+        order = int(unsigned_order(torch.tensor(last_bits)))
         cuts[s] = Cut(cuts[s].bits, tie=order, ties=searches[s].size)
     return cuts
 
@@ -145,19 +133,19 @@ def select(
 class _Search:
     """One scope's radix search for the `wanted`-th smallest key, on this rank's `keys`.
 
-    `prefix` is the digits found so far; `wanted` becomes the rest among the `size` keys, over all
-    ranks, that share them.
+    `prefix` is the digits found so far, down to bit `shift`; `wanted` becomes the rest among the
+    `size` keys, over all ranks, that share them.
     """
 
-    def __init__(self, keys: Iterable[torch.Tensor], wanted: int) -> None:
+    def __init__(self, keys: Keys, wanted: int) -> None:
         self.wanted = wanted
-        self.prefix, self.size = 0, 0
-        self._keys = keys  # iterated twice, then kept
+        self.prefix, self.shift, self.size = 0, 0, 0
+        self._keys, self._bits = keys, 0
 
     def histogram(self, shift: int, bits: int) -> torch.Tensor:
         """Counts int64 [2^bits] of the keys that share the prefix, by their next digit."""
-        self._shift, self._bits = shift, bits
-        return _histogram(self._keys, shift, bits)
+        self.shift, self._bits = shift, bits
+        return self._keys.histogram(shift, bits)
 
     def follow(self, total: torch.Tensor) -> None:
         """Keep the keys in the bin of `total` int64 [2^bits] that holds the wanted one."""
@@ -165,8 +153,17 @@ class _Search:
         self.wanted -= before
         self.size = int(total[digit])
         self.prefix = (self.prefix << self._bits) | digit
-        kept = [k[_digit(k, self._shift, self._bits) == digit] for k in self._keys]
-        self._keys = [k for k in kept if k.numel()]
+        self._keys = self._keys.having(digit, self.shift, self._bits)
+
+
+def _digits(key_bits: int) -> Iterator[tuple[int, int]]:
+    """(shift, bits) of each digit of a key, the most significant first."""
+    rounds = -(-key_bits // _DIGIT_BITS)
+    shift = key_bits
+    for i in range(rounds):
+        bits = -(-shift // (rounds - i))
+        shift -= bits
+        yield shift, bits
 
 
 def _radix(
@@ -175,11 +172,7 @@ def _radix(
     """Run the searches side by side, most significant digit first."""
     if not searches:
         return
-    rounds = -(-key_bits // _DIGIT_BITS)
-    shift = key_bits
-    for i in range(rounds):
-        bits = -(-shift // (rounds - i))
-        shift -= bits
+    for i, (shift, bits) in enumerate(_digits(key_bits)):
         total = yield torch.stack([search.histogram(shift, bits) for search in searches])
         if check_finite and i == 0 and int(total[:, NON_FINITE >> shift :].sum()):
             raise NonFiniteWeights("a prunable weight is infinite or NaN")
@@ -187,20 +180,34 @@ def _radix(
             search.follow(row)
 
 
+def _tell_apart(searches: Sequence[_Search]) -> Rounds[None]:
+    """Read hashes only as far as all that share the digits are wanted: mostly one digit."""
+    for shift, bits in _digits(_TIE_BITS):
+        open_ = [search for search in searches if search.wanted != search.size]
+        if not open_:
+            return
+        total = yield torch.stack([search.histogram(shift, bits) for search in open_])
+        for search, row in zip(open_, total, strict=True):
+            search.follow(row)
+    if any(search.wanted != search.size for search in searches):
+        raise RuntimeError("two weights of equal magnitude share a 64-bit position hash")
+
+
 @dataclass(frozen=True)
 class _Whole:
     """All live weights of a scope: a small one, or one whose bracket missed."""
 
-    scope: Sequence[Population]
+    scope: LiveWeights
     wanted: int
     low: int = 0
 
-    def keys(self) -> Iterable[torch.Tensor]:
-        return _LiveBits(self.scope)
+    @property
+    def keys(self) -> Keys:
+        return self.scope.keys
 
-    def find_equal(self, magnitude_bits: int) -> list[torch.Tensor]:
-        """Indices, in each population, of the live weights with exactly these bits."""
-        return find_equal(self.scope, magnitude_bits)
+    def hash_equal(self, magnitude_bits: int) -> torch.Tensor:
+        """Hashes int64 of the live weights with exactly these bits."""
+        return self.scope.find_inside(magnitude_bits, magnitude_bits + 1).hash_equal(0)
 
 
 @dataclass(frozen=True)
@@ -210,18 +217,19 @@ class _Bracket:
     low: int
     width: int
     wanted: int  # counted from the bracket's low end
-    inside: list[Inside]  # of each population
+    inside: Inside
 
-    def keys(self) -> Iterable[torch.Tensor]:
-        return joined([inside.keys for inside in self.inside])
+    @property
+    def keys(self) -> Keys:
+        return self.inside.keys
 
-    def find_equal(self, magnitude_bits: int) -> list[torch.Tensor]:
-        """The same, from what was collected."""
-        return [i.indices[i.keys == magnitude_bits - self.low] for i in self.inside]
+    def hash_equal(self, magnitude_bits: int) -> torch.Tensor:
+        """The same, of what was collected."""
+        return self.inside.hash_equal(magnitude_bits - self.low)
 
 
 def _narrow(
-    scopes: Sequence[Sequence[Population]], counts: Sequence[int], live: Sequence[int]
+    scopes: Sequence[LiveWeights], counts: Sequence[int], live: Sequence[int]
 ) -> Rounds[dict[int, _Bracket]]:
     """A bracket that holds its cut, for each large scope where one was found."""
     large = [s for s, n in enumerate(live) if n >= BRACKET_FROM and counts[s]]
@@ -229,51 +237,34 @@ def _narrow(
         return {}
     # Odd: a stride that divides the rows' length would see a few columns only.
     ends = yield from _bracket(
-        [list(_sample(scopes[s], live[s] // SAMPLE_SIZE | 1)) for s in large],  # freed after it
+        [scopes[s].sample(live[s] // SAMPLE_SIZE | 1) for s in large],  # freed after it
         [counts[s] / live[s] for s in large],
     )
     found = [
-        (s, low, high, find_inside(scopes[s], low, high))
+        (s, low, high, scopes[s].find_inside(low, high))
         for s, (low, high) in zip(large, ends, strict=True)
         if low < high
     ]
     if not found:
         return {}
-    total = yield torch.tensor([_counts(ins) for *_, ins in found])
+    total = yield torch.tensor([[i.below, i.count, i.non_finite] for *_, i in found])
     if int(total[:, 2].sum()):
         raise NonFiniteWeights("a prunable weight is infinite or NaN")
     return {
-        s: _Bracket(low, high - low, counts[s] - below, ins)
-        for (s, low, high, ins), (below, inside, _) in zip(found, total.tolist(), strict=True)
-        if below < counts[s] <= below + inside
+        s: _Bracket(low, high - low, counts[s] - below, inside)
+        for (s, low, high, inside), (below, count, _) in zip(found, total.tolist(), strict=True)
+        if below < counts[s] <= below + count
     }
 
 
-def _sample(scope: Sequence[Population], stride: int) -> Iterator[torch.Tensor]:
-    """Every `stride`-th weight's bits, in pieces: what is computed of one adds little memory."""
-    for piece in joined([population.sample(stride) for population in scope]):
-        yield from torch.split(piece, chunk_size(piece.device))
-
-
-def _counts(inside: Sequence[Inside]) -> list[int]:
-    """Live weights of this rank: below the bracket, in it, and not finite."""
-    return [
-        sum(i.below for i in inside),
-        sum(i.keys.numel() for i in inside),
-        sum(i.non_finite for i in inside),
-    ]
-
-
-def _bracket(
-    samples: Sequence[Sequence[torch.Tensor]], quantiles: Sequence[float]
-) -> Rounds[list[tuple[int, int]]]:
+def _bracket(samples: Sequence[Keys], quantiles: Sequence[float]) -> Rounds[list[tuple[int, int]]]:
     """Magnitude bits [low, high) that almost surely hold each quantile; empty if not worth while.
 
     A sample's count below a quantile q is binomial: its standard deviation is sqrt(m q (1 - q)).
     """
     first, second = _SAMPLE_BITS
     shift = _VALUE_BITS - first
-    total = yield torch.stack([_histogram(keys, shift, first) for keys in samples])
+    total = yield torch.stack([keys.histogram(shift, first) for keys in samples])
     targets, found = [], []
     for s, q in enumerate(quantiles):
         m = int(total[s].sum())
@@ -283,7 +274,7 @@ def _bracket(
     ends = [(s, digit) for s, pair in enumerate(found) for digit, _ in pair]
     total = yield torch.stack(
         [
-            _histogram([k[(k >> shift) == digit] for k in samples[s]], shift - second, second)
+            samples[s].having(digit, shift, first).histogram(shift - second, second)
             for s, digit in ends
         ]
     )
@@ -306,28 +297,7 @@ def _find(total: torch.Tensor, wanted: int) -> tuple[int, int]:
     """The bin of `total` int64 [bins] that holds the wanted-th key, and the keys before it."""
     if wanted == 0:
         return 0, 0
-    cumulative = total.cumsum(0)
-    bin_ = min(int(torch.searchsorted(cumulative, wanted)), total.numel() - 1)
-    return bin_, int(cumulative[bin_] - total[bin_])
-
-
-class _LiveBits:
-    """The live magnitudes' bits of a scope, read anew at each iteration: nothing is copied."""
-
-    def __init__(self, scope: Sequence[Population]) -> None:
-        self._scope = scope
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        for population in self._scope:
-            yield from population.live_bits()
-
-
-def _digit(keys: torch.Tensor, shift: int, bits: int) -> torch.Tensor:
-    return (keys >> shift) & ((1 << bits) - 1)
-
-
-def _histogram(keys: Iterable[torch.Tensor], shift: int, bits: int) -> torch.Tensor:
-    counts = torch.zeros(1 << bits, dtype=torch.int64)
-    for piece in keys:
-        counts += torch.bincount(_digit(piece, shift, bits), minlength=1 << bits).cpu()
-    return counts
+    counts = total.numpy()  # half the time of torch's, which counts on a GPU
+    cumulative = counts.cumsum()
+    bin_ = min(int(cumulative.searchsorted(wanted)), counts.size - 1)
+    return bin_, int(cumulative[bin_] - counts[bin_])

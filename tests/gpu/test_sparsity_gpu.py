@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distributed.hashing import hex_digest
-from sparsity import threshold
+from sparsity import device, threshold
 from sparsity.masks import apply_keep
 from tests.unit.sparsity.oracle import expected_digest, expected_keep
 from tests.unit.sparsity.simulation import Cluster, split_randomly
@@ -13,6 +13,11 @@ from tests.unit.sparsity.simulation import Cluster, split_randomly
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 SIZES = {"large": threshold.BRACKET_FROM + 12_345, "small": 1_001}
+
+
+def test_the_kernels_run() -> None:
+    """Otherwise the host would do their work, and the tests below would say nothing of them."""
+    assert device.has_kernels(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("ties", [False, True])

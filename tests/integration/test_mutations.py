@@ -23,6 +23,7 @@ class Mutation(NamedTuple):
 
 
 THRESHOLD = "tests/unit/sparsity/test_threshold.py"
+DEVICE = "tests/unit/sparsity/test_device.py"
 STRUCTURED = "tests/unit/sparsity/test_structured.py"
 ATTACH = "tests/multiprocess/test_attach.py::test_three_lines_prune_any_module"
 MUTATIONS = {
@@ -75,21 +76,39 @@ MUTATIONS = {
         f"{THRESHOLD}::test_any_number_of_ranks_gives_the_same_masks",
     ),
     "counts are floats": Mutation(
-        "sparsity/threshold.py",
+        "sparsity/host.py",
         "counts = torch.zeros(1 << bits, dtype=torch.int64)",
         "counts = torch.zeros(1 << bits)",
         f"{THRESHOLD}::test_any_number_of_ranks_gives_the_same_masks",
     ),
+    "ties are told apart by too few digits": Mutation(
+        "sparsity/threshold.py",
+        "if search.wanted != search.size]\n        if not open_:",
+        "if search.wanted != search.size][:0]\n        if not open_:",
+        f"{THRESHOLD}::test_any_number_of_ranks_gives_the_same_masks",
+    ),
+    "a GPU prunes all ties": Mutation(
+        "sparsity/kernels.py",
+        "((bits == cut) & (hashes <= tie))",
+        "(bits == cut)",
+        f"{DEVICE}::test_masks_equal_the_oracle",
+    ),
+    "a GPU counts what is pruned": Mutation(
+        "sparsity/kernels.py",
+        "return (at < stop) & (tl.load(keep + at, mask=at < masked, other=-1) != 0)",
+        "return at < stop",
+        f"{DEVICE}::test_masks_equal_the_oracle",
+    ),
     "a bracket is trusted when it missed": Mutation(
         "sparsity/threshold.py",
-        "        if below < counts[s] <= below + inside\n",
-        "        if inside\n",
+        "        if below < counts[s] <= below + count\n",
+        "        if count\n",
         f"{THRESHOLD}::test_brackets_that_hit_and_that_miss",
     ),
     "pruned weights are counted again": Mutation(
         "sparsity/patterns.py",
-        "keep = None if is_whole else mask.keep",
-        "keep = None",
+        "Population(self._masters[mask], mask.keep, mask.uid",
+        "Population(self._masters[mask], None, mask.uid",
         f"{THRESHOLD}::test_updates_add_up",
     ),
     "infinity passes": Mutation(

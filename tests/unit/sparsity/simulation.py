@@ -88,12 +88,10 @@ class Cluster:
         """Select and apply; the number of pruned weights and their digest, over all ranks."""
         cuts = self.select(scopes, counts)
         cut_of = {name: cut for names, cut in zip(scopes, cuts, strict=True) for name in names}
-        results = [
-            mask.prune(self.patterns[rank].selected(mask, cut_of[name]))
-            for rank in range(self.ranks)
-            for name, mask in self.masks[rank].items()
-            if cut_of[name].bits >= 0
-        ]
+        results = []
+        for masks, pattern in zip(self.masks, self.patterns, strict=True):
+            here = {m: cut_of[name] for name, m in masks.items() if cut_of[name].bits >= 0}
+            results += pattern.prune(here).values()
         return sum(count for count, _ in results), sum_modulo_2_64([d for _, d in results])
 
     def keep(self) -> dict[str, npt.NDArray[np.bool_]]:

@@ -114,7 +114,7 @@ def test_prune_counts_and_digests_what_this_rank_owns(monkeypatch: pytest.Monkey
     for owned in ((0, 7), (7, 19), (19, 19), (19, 50)):
         mask = FragmentMask(fragment(0, 50, owned), torch.device("cpu"))
         mask.keep[3] = masks.PRUNED  # earlier
-        count, part = mask.prune(SingleWeights({mask: master}).selected(mask, cut))
+        ((count, part),) = SingleWeights({mask: master}).prune({mask: cut}).values()
         assert torch.equal(mask.keep != 0, master > 2.5)
         total, digest = total + count, digest + part
         earlier = int(owned[0] <= 3 < owned[1])

@@ -1,0 +1,231 @@
+"""A scope's live weights on a GPU: a launch for all fragments, and one wait an answer.
+
+The passes are Triton kernels (kernels.py). Reading each weight once is what a pass costs there, so
+nothing as large as the weights is written. Where Triton does not run, copies on the host serve.
+"""
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsity.masks import FragmentMask
+from sparsity.population import Population
+from sparsity.threshold import Cut
+
+log = logging.getLogger(__name__)
+
+_TILE, _BLOCK = 1 << 15, 1 << 10  # weights of a program, and of one of its turns
+_ROOM = 64  # a bracket has room for one weight in so many; a second pass makes more
+_SIGN = 1 << 63
+_KEY_BITS = 31
+_ONE = 0x3F800000  # the bits of 1.0
+
+
+@functools.cache
+def has_kernels(device: torch.device) -> bool:
+    """Whether the kernels run on `device`, tried once: Triton needs a C compiler there."""
+    if device.type == "cpu":
+        return False
+    try:
+        ones = torch.ones(3, device=device)
+        return DeviceWeights([Population(ones, None, 0, 0)]).find_inside(_ONE, _ONE + 1).count == 3
+    except Exception as error:  # whatever it is, there is another way with the same answer
+        log.warning("magnitudes are ranked on the host, as Triton does not run: %r", error)
+        return False
+
+
+class Table:
+    """Populations, all on one device, as the kernels read them: a row each."""
+
+    def __init__(self, populations: Sequence[Population], *columns: Sequence[int]) -> None:
+        """`columns` are further numbers of each row, by column."""
+        self._populations = populations  # rows hold addresses: the tensors must live as long
+        self.device = populations[0].weights.device
+        numels = [p.weights.numel() for p in populations]
+        self.numel, self._longest = sum(numels), max(numels)
+        self.before = np.cumsum([0, *numels])[:-1]  # weights of the rows above
+        for p in populations:
+            assert p.weights.is_contiguous() and (p.keep is None or p.keep.is_contiguous())
+        rows = [
+            [p.weights.data_ptr() for p in populations],
+            [0 if p.keep is None else p.keep.data_ptr() for p in populations],
+            numels,
+            self.before,
+            *columns,
+        ]
+        self._rows = torch.from_numpy(np.array(rows, np.int64).T.copy()).to(self.device)
+
+    def launch(self, kernel: Any, *arguments: Any, tile: int, **constants: int) -> None:
+        """Run `kernel` over all rows, `tile` weights a program."""
+        programs = -(-self._longest // tile) * len(self._populations)
+        if programs:
+            with torch.cuda.device_of(self._rows):  # type: ignore[no-untyped-call]
+                kernel[(programs,)](
+                    self._rows, len(self._populations), *arguments, BLOCK=_BLOCK, **constants
+                )
+
+
+class DeviceKeys:
+    """Keys of at most 31 bits: the magnitude bits of a table's live weights, or of a sample."""
+
+    def __init__(
+        self, table: Table, *, stride: int = 1, prefix: int = 0, prefix_shift: int = _KEY_BITS
+    ) -> None:
+        """Those of every `stride`-th weight whose (key >> prefix_shift) is `prefix`."""
+        self._table, self._stride = table, stride
+        self._prefix, self._prefix_shift = prefix, prefix_shift
+
+    def histogram(self, shift: int, bits: int) -> torch.Tensor:
+        """Counts int64 [2^bits] of the keys by their digit, on the host."""
+        from sparsity import kernels
+
+        counts = torch.zeros(kernels.BINS.value, dtype=torch.int64, device=self._table.device)
+        digit_mask = (1 << bits) - 1
+        assert digit_mask < counts.numel()
+        self._table.launch(
+            kernels.histogram,
+            self._stride,
+            self._prefix,
+            self._prefix_shift,
+            shift,
+            digit_mask,
+            counts,
+            tile=_BLOCK * self._stride,
+        )
+        return counts.cpu()[: 1 << bits]
+
+    def having(self, digit: int, shift: int, bits: int) -> "DeviceKeys":
+        """Those with this digit: nothing is copied, each pass looks at all."""
+        # Short keys begin with zeros.
+        assert shift + bits == self._prefix_shift or self._prefix == 0, "a digit is left out"
+        return DeviceKeys(
+            self._table,
+            stride=self._stride,
+            prefix=(self._prefix << bits) | digit,
+            prefix_shift=shift,
+        )
+
+
+class DeviceWeights:
+    """The live weights of some populations, at least one, all on one device."""
+
+    def __init__(self, populations: Sequence[Population]) -> None:
+        """Counts them."""
+        from sparsity import kernels
+
+        self._populations, self._table = populations, Table(populations)
+        count = torch.zeros(1, dtype=torch.int64, device=self._table.device)
+        self._table.launch(kernels.count_live, count, tile=_TILE, TILE=_TILE)
+        self.count = int(count)
+
+    @property
+    def keys(self) -> DeviceKeys:
+        """Of all live weights."""
+        return DeviceKeys(self._table)
+
+    def sample(self, stride: int) -> DeviceKeys:
+        """Of every `stride`-th weight."""
+        return DeviceKeys(self._table, stride=stride)
+
+    def find_inside(self, low: int, high: int) -> "DeviceInside":
+        """Once more, with room for all, where a bracket holds more than was thought."""
+        room = self._table.numel // _ROOM + _BLOCK
+        while True:
+            counts, keys, places = self._collect(low, high, room)
+            below, count, non_finite = counts.tolist()
+            if count <= room:
+                return DeviceInside(
+                    below,
+                    non_finite,
+                    keys[:count],
+                    places[:count],
+                    self._populations,
+                    self._table.before,
+                )
+            room = count
+
+    def _collect(self, low: int, high: int, room: int) -> tuple[torch.Tensor, ...]:
+        """Counts int64 [3] below, inside and not finite; keys int32 and places int64 [room]."""
+        from sparsity import kernels
+
+        device = self._table.device
+        counts = torch.zeros(3, dtype=torch.int64, device=device)
+        keys = torch.empty(room, dtype=torch.int32, device=device)
+        places = torch.empty(room, dtype=torch.int64, device=device)
+        self._table.launch(
+            kernels.collect, low, high, room, counts, keys, places, tile=_TILE, TILE=_TILE
+        )
+        return counts, keys, places
+
+
+class DeviceInside:
+    """The weights in a bracket, in any order."""
+
+    def __init__(
+        self,
+        below: int,
+        non_finite: int,
+        keys: torch.Tensor,
+        places: torch.Tensor,
+        populations: Sequence[Population],
+        before: np.ndarray,
+    ) -> None:
+        """`keys` int32 [c] and `places` int64 [c], counted over the populations, are of each."""
+        self.below, self.count, self.non_finite = below, keys.numel(), non_finite
+        self._keys, self._places = keys, places
+        self._populations, self._before = populations, before
+
+    @property
+    def keys(self) -> DeviceKeys:
+        """Of what was collected."""
+        return DeviceKeys(Table([Population(self._keys.view(torch.float32), None, 0, 0)]))
+
+    def hash_equal(self, key: int) -> torch.Tensor:
+        """Of what was collected, too; few, so hashed on the host."""
+        places = self._places[self._keys == key].cpu().numpy()
+        rows = np.searchsorted(self._before, places, side="right") - 1
+        hashes = torch.empty(places.size, dtype=torch.int64)
+        for row in np.unique(rows):
+            of_row = np.flatnonzero(rows == row)
+            indices = torch.from_numpy(places[of_row] - self._before[row])
+            hashes[of_row] = self._populations[row].hash_positions(indices)
+        return hashes
+
+
+def prune(
+    populations: Mapping[FragmentMask, Population], cuts: Mapping[FragmentMask, Cut]
+) -> dict[FragmentMask, tuple[int, int]]:
+    """Prune the masks of whole fragments up to their cuts, in one launch; see FragmentMask.prune.
+
+    Args:
+        populations: of each mask, the fragment's weights; those it does not call live stay.
+        cuts: of each mask, with bits >= 0.
+    """
+    from sparsity import kernels
+
+    masks = list(populations)
+    if not masks:
+        return {}
+    fragments = [mask.fragment for mask in masks]
+    table = Table(
+        [populations[mask] for mask in masks],
+        [mask.keep.data_ptr() for mask in masks],
+        [cuts[mask].bits for mask in masks],
+        [_unsigned_tie(cuts[mask]) for mask in masks],
+        [mask.uid for mask in masks],
+        [fragment.start for fragment in fragments],
+        [fragment.owned.start for fragment in fragments],
+        [fragment.owned.stop for fragment in fragments],
+    )
+    counted = torch.zeros((2, len(masks)), dtype=torch.int64, device=table.device)
+    table.launch(kernels.prune, counted[0], counted[1], tile=_TILE, TILE=_TILE)
+    return dict(zip(masks, map(tuple, counted.T.tolist()), strict=True))
+
+
+def _unsigned_tie(cut: Cut) -> int:
+    """The last hash that goes, as the int64 with its bits; all go without one."""
+    return -1 if cut.tie is None else cut.tie ^ -_SIGN
