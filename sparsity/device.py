@@ -1,7 +1,7 @@
 """A scope's live weights on a GPU: a launch for all fragments, and one wait an answer.
 
-The passes are Triton kernels (kernels.py). Reading each weight once is what a pass costs there, so
-nothing as large as the weights is written. Where Triton does not run, copies on the host serve.
+The passes are Triton kernels (kernels.py): reading each weight once is what a pass costs there.
+Where Triton does not run, copies on the host serve.
 """
 
 import functools
@@ -12,30 +12,48 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsity.masks import FragmentMask
-from sparsity.population import Population
+from distributed.partition import Fragment
+from sparsity.host import HostKeys
+from sparsity.masks import KEEP, FragmentMask
+from sparsity.population import MAGNITUDE_BITS, Population
 from sparsity.threshold import Cut
 
 log = logging.getLogger(__name__)
 
 _TILE, _BLOCK = 1 << 15, 1 << 10  # weights of a program, and of one of its turns
+_FEW = 1 << 22  # keys; so few are divided among more programs, one turn each
 _ROOM = 64  # a bracket has room for one weight in so many; a second pass makes more
+_MOST_PROGRAMS = (1 << 31) - 1
 _SIGN = 1 << 63
-_KEY_BITS = 31
-_ONE = 0x3F800000  # the bits of 1.0
 
 
 @functools.cache
 def has_kernels(device: torch.device) -> bool:
-    """Whether the kernels run on `device`, tried once: Triton needs a C compiler there."""
-    if device.type == "cpu":
+    """Whether the kernels run on `device`: tried once, for Triton needs a C compiler there."""
+    if device.type != "cuda":
         return False
     try:
-        ones = torch.ones(3, device=device)
-        return DeviceWeights([Population(ones, None, 0, 0)]).find_inside(_ONE, _ONE + 1).count == 3
+        return _try_kernels(device)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever it is, there is another way with the same answer
-        log.warning("magnitudes are ranked on the host, as Triton does not run: %r", error)
+        log.warning(
+            "Triton does not run here, so each update of the masks copies the weights to the host "
+            "and ranks them there: %r",
+            error,
+        )
         return False
+
+
+def _try_kernels(device: torch.device) -> bool:
+    """Run each kernel on three weights."""
+    mask = FragmentMask(Fragment("", 0, 3, 0, 0, 0, 3), device)
+    weights = DeviceWeights([Population(torch.ones(3, device=device), mask.keep, mask.uid, 0)])
+    (most,) = weights.keys.histogram(20, 11).nonzero()
+    one = int(most) << 20
+    found = weights.find_inside(one, one + 1).count
+    pruned = prune(dict.fromkeys([mask], weights.populations[0]), {mask: Cut(one)})
+    return weights.count == found == pruned[mask][0] == 3 and KEEP not in mask.keep
 
 
 class Table:
@@ -43,13 +61,14 @@ class Table:
 
     def __init__(self, populations: Sequence[Population], *columns: Sequence[int]) -> None:
         """`columns` are further numbers of each row, by column."""
-        self._populations = populations  # rows hold addresses: the tensors must live as long
+        self.populations = populations  # rows hold addresses: the tensors must live as long
         self.device = populations[0].weights.device
         numels = [p.weights.numel() for p in populations]
         self.numel, self._longest = sum(numels), max(numels)
         self.before = np.cumsum([0, *numels])[:-1]  # weights of the rows above
         for p in populations:
-            assert p.weights.is_contiguous() and (p.keep is None or p.keep.is_contiguous())
+            check_address(p.weights, torch.float32, p)
+            check_address(p.keep, torch.int8, p)
         rows = [
             [p.weights.data_ptr() for p in populations],
             [0 if p.keep is None else p.keep.data_ptr() for p in populations],
@@ -61,19 +80,27 @@ class Table:
 
     def launch(self, kernel: Any, *arguments: Any, tile: int, **constants: int) -> None:
         """Run `kernel` over all rows, `tile` weights a program."""
-        programs = -(-self._longest // tile) * len(self._populations)
+        programs = -(-self._longest // tile) * len(self.populations)
+        assert programs <= _MOST_PROGRAMS, programs
         if programs:
             with torch.cuda.device_of(self._rows):  # type: ignore[no-untyped-call]
                 kernel[(programs,)](
-                    self._rows, len(self._populations), *arguments, BLOCK=_BLOCK, **constants
+                    self._rows, len(self.populations), *arguments, BLOCK=_BLOCK, **constants
                 )
+
+
+def check_address(tensor: torch.Tensor | None, dtype: torch.dtype, like: Population) -> None:
+    """A kernel believes an address: that of another kind of tensor would be read as this one."""
+    if tensor is not None:
+        assert tensor.dtype == dtype and tensor.is_contiguous()
+        assert tensor.device == like.weights.device and tensor.numel() == like.weights.numel()
 
 
 class DeviceKeys:
     """Keys of at most 31 bits: the magnitude bits of a table's live weights, or of a sample."""
 
     def __init__(
-        self, table: Table, *, stride: int = 1, prefix: int = 0, prefix_shift: int = _KEY_BITS
+        self, table: Table, *, stride: int = 1, prefix: int = 0, prefix_shift: int = MAGNITUDE_BITS
     ) -> None:
         """Those of every `stride`-th weight whose (key >> prefix_shift) is `prefix`."""
         self._table, self._stride = table, stride
@@ -86,6 +113,7 @@ class DeviceKeys:
         counts = torch.zeros(kernels.BINS.value, dtype=torch.int64, device=self._table.device)
         digit_mask = (1 << bits) - 1
         assert digit_mask < counts.numel()
+        tile = _BLOCK if self._table.numel // self._stride <= _FEW else _TILE
         self._table.launch(
             kernels.histogram,
             self._stride,
@@ -94,7 +122,8 @@ class DeviceKeys:
             shift,
             digit_mask,
             counts,
-            tile=_BLOCK * self._stride,
+            tile=tile * self._stride,
+            TILE=tile,
         )
         return counts.cpu()[: 1 << bits]
 
@@ -117,7 +146,7 @@ class DeviceWeights:
         """Counts them."""
         from sparsity import kernels
 
-        self._populations, self._table = populations, Table(populations)
+        self.populations, self._table = populations, Table(populations)
         count = torch.zeros(1, dtype=torch.int64, device=self._table.device)
         self._table.launch(kernels.count_live, count, tile=_TILE, TILE=_TILE)
         self.count = int(count)
@@ -138,14 +167,7 @@ class DeviceWeights:
             counts, keys, places = self._collect(low, high, room)
             below, count, non_finite = counts.tolist()
             if count <= room:
-                return DeviceInside(
-                    below,
-                    non_finite,
-                    keys[:count],
-                    places[:count],
-                    self._populations,
-                    self._table.before,
-                )
+                return DeviceInside(below, non_finite, keys[:count], places[:count], self._table)
             room = count
 
     def _collect(self, low: int, high: int, room: int) -> tuple[torch.Tensor, ...]:
@@ -166,34 +188,31 @@ class DeviceInside:
     """The weights in a bracket, in any order."""
 
     def __init__(
-        self,
-        below: int,
-        non_finite: int,
-        keys: torch.Tensor,
-        places: torch.Tensor,
-        populations: Sequence[Population],
-        before: np.ndarray,
+        self, below: int, non_finite: int, keys: torch.Tensor, places: torch.Tensor, table: Table
     ) -> None:
-        """`keys` int32 [c] and `places` int64 [c], counted over the populations, are of each."""
+        """`keys` int32 [c] and `places` int64 [c], counted over the table's rows, are of each."""
         self.below, self.count, self.non_finite = below, keys.numel(), non_finite
-        self._keys, self._places = keys, places
-        self._populations, self._before = populations, before
+        self._keys, self._places, self._table = keys, places, table
 
     @property
     def keys(self) -> DeviceKeys:
         """Of what was collected."""
         return DeviceKeys(Table([Population(self._keys.view(torch.float32), None, 0, 0)]))
 
-    def hash_equal(self, key: int) -> torch.Tensor:
-        """Of what was collected, too; few, so hashed on the host."""
-        places = self._places[self._keys == key].cpu().numpy()
-        rows = np.searchsorted(self._before, places, side="right") - 1
-        hashes = torch.empty(places.size, dtype=torch.int64)
-        for row in np.unique(rows):
-            of_row = np.flatnonzero(rows == row)
-            indices = torch.from_numpy(places[of_row] - self._before[row])
-            hashes[of_row] = self._populations[row].hash_positions(indices)
-        return hashes
+    def hash_equal(self, key: int) -> HostKeys:
+        """Of what was collected, too; mostly few, so hashed on the host."""
+        places = self._places[self._keys == key].sort().values.cpu().numpy()
+        ends = np.searchsorted(places, self._table.before[1:])
+        by_row = zip(
+            self._table.populations, self._table.before, np.split(places, ends), strict=True
+        )
+        return HostKeys(
+            [
+                population.hash_positions(torch.from_numpy(here - before))
+                for population, before, here in by_row
+                if here.size
+            ]
+        )
 
 
 def prune(
@@ -203,13 +222,13 @@ def prune(
 
     Args:
         populations: of each mask, the fragment's weights; those it does not call live stay.
-        cuts: of each mask, with bits >= 0.
+        cuts: of each mask, at least one, with bits >= 0.
     """
     from sparsity import kernels
 
     masks = list(populations)
-    if not masks:
-        return {}
+    for mask in masks:
+        check_address(mask.keep, torch.int8, populations[mask])
     fragments = [mask.fragment for mask in masks]
     table = Table(
         [populations[mask] for mask in masks],

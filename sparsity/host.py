@@ -140,13 +140,14 @@ class HostInside:
         """Of what was collected."""
         return HostKeys([part.keys for part in self._parts])
 
-    def hash_equal(self, key: int) -> torch.Tensor:
+    def hash_equal(self, key: int) -> HostKeys:
         """Of what was collected, too."""
-        hashes = [
-            self._populations[part.number].hash_positions(part.indices[part.keys == key])
-            for part in self._parts
-        ]
-        return torch.cat([torch.empty(0, dtype=torch.int64), *hashes])
+        return HostKeys(
+            [
+                self._populations[part.number].hash_positions(part.indices[part.keys == key])
+                for part in self._parts
+            ]
+        )
 
 
 class _LiveBits:
@@ -171,29 +172,27 @@ def _scan(population: Population, number: int, at: int, stop: int, low: int, hig
     keep = None if population.keep is None else population.keep[at:stop].numpy()
     # Reused by all pieces: fresh memory costs more than the comparisons.
     size = chunk_size(_CPU)
-    scratch = np.empty(size, np.int32), np.empty(size, np.bool_), np.empty(size, np.bool_)
+    key_scratch, flags = np.empty(size, np.int32), np.empty((3, size), np.bool_)
     below = non_finite = 0
     keys_inside, indices_inside = [], []
     for first in range(0, weights.size, size):
         piece = weights[first : first + size]
-        keys, chosen, live = (array[: piece.size] for array in scratch)
+        keys = key_scratch[: piece.size]
+        under, chosen, live = flags[:, : piece.size]
         np.bitwise_and(piece, np.int32(MAGNITUDE), out=keys)
-        np.subtract(keys, np.int32(low), out=keys)
+        np.less(keys, np.int32(low), out=under)
+        np.less(keys, np.int32(high), out=chosen)
         if keep is not None:
             np.not_equal(keep[first : first + size], 0, out=live)
-        if keys.max() >= NON_FINITE - low:
-            wrong = keys >= NON_FINITE - low
+            under &= live
+            chosen &= live
+        if keys.max() >= NON_FINITE:
+            wrong = keys >= NON_FINITE
             non_finite += int(np.count_nonzero(wrong if keep is None else wrong & live))
-        np.less(keys, 0, out=chosen)
-        if keep is not None:
-            chosen &= live
-        below += int(np.count_nonzero(chosen))
-        # Unsigned, what is below wraps around: one comparison is enough.
-        np.less(keys.view(np.uint32), np.uint32(high - low), out=chosen)
-        if keep is not None:
-            chosen &= live
+        below += int(np.count_nonzero(under))
+        chosen ^= under  # what is under low is under high
         indices = np.flatnonzero(chosen)
-        keys_inside.append(keys[indices])
+        keys_inside.append(keys[indices] - np.int32(low))
         indices_inside.append(indices + (at + first))
     return _Part(
         number,

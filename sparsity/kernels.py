@@ -2,7 +2,8 @@
 
 A *row* of a table describes one fragment in int64, the columns below. Addresses stand for tensors,
 so that fragments in different buffers share a launch. Each program takes one tile of one row, TILE
-neighbouring weights or BLOCK samples; programs whose tile lies beyond their row's end do nothing.
+neighbouring weights, BLOCK at a time; programs whose tile lies beyond their row's end do nothing.
+Atomics are relaxed: nothing is read before the kernel ends but the slots that `collect` hands out.
 
 Only device.py launches these. With TRITON_INTERPRET=1 they run on a CPU, as the tests do.
 """
@@ -39,25 +40,31 @@ def _find_row(table, rows, columns: tl.constexpr):
 
 
 @triton.jit
-def _load_live(row, first, at, stop):
-    """Whether the weights at offsets `at` from `first` int64 are live; those up to `stop` may be.
-
-    What is not there or has no mask is not read.
-    """
-    address = tl.load(row + KEEP)
-    keep = address.to(tl.pointer_type(tl.int8)) + first
-    masked = tl.where(address == 0, 0, stop)
-    return (at < stop) & (tl.load(keep + at, mask=at < masked, other=-1) != 0)
+def _find_weights(row, first):
+    """Where the row's weights from `first` int64 on are: of fp32, as int32."""
+    return tl.load(row + WEIGHTS).to(tl.pointer_type(tl.int32)) + first
 
 
 @triton.jit
-def _load_bits(row, first, at, stop):
-    """Magnitude bits int32, at the same places; 0 from `stop` on."""
-    weights = tl.load(row + WEIGHTS).to(tl.pointer_type(tl.int32)) + first
+def _find_keep(row, first, stop):
+    """Where its mask is from there on, and up to where, at most `stop`, it is to be read."""
+    address = tl.load(row + KEEP)
+    return address.to(tl.pointer_type(tl.int8)) + first, tl.where(address == 0, 0, stop)
+
+
+@triton.jit
+def _load_bits(weights, at, stop):
+    """Magnitude bits int32 of the weights at offsets `at`; 0 from `stop` on."""
     return tl.load(weights + at, mask=at < stop, other=0) & MAGNITUDE
 
 
 @triton.jit
+def _load_live(keep, masked, at, stop):
+    """Whether those weights are there and live."""
+    return (at < stop) & (tl.load(keep + at, mask=at < masked, other=-1) != 0)
+
+
+@triton.jit(do_not_specialize=["rows"])
 def count_live(table, rows, count, TILE: tl.constexpr, BLOCK: tl.constexpr):
     """Add the number of live weights of all rows to `count` int64 [1]."""
     _, row, tile = _find_row(table, rows, COLUMNS)
@@ -65,14 +72,15 @@ def count_live(table, rows, count, TILE: tl.constexpr, BLOCK: tl.constexpr):
     rest = tl.load(row + NUMEL) - first
     if rest > 0:
         stop = tl.minimum(rest, TILE).to(tl.int32)
+        keep, masked = _find_keep(row, first, stop)
         live = tl.zeros([BLOCK], tl.int32)
         for block in range(0, TILE, BLOCK):
             at = block + tl.arange(0, BLOCK)
-            live += _load_live(row, first, at, stop).to(tl.int32)
-        tl.atomic_add(count, tl.sum(live).to(tl.int64))
+            live += _load_live(keep, masked, at, stop).to(tl.int32)
+        tl.atomic_add(count, tl.sum(live).to(tl.int64), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["low", "high", "room"])
+@triton.jit(do_not_specialize=["rows", "low", "high", "room"])
 def collect(
     table, rows, low, high, room, counts, keys, places, TILE: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -88,43 +96,61 @@ def collect(
     if rest > 0:
         place = tl.load(row + BEFORE) + first
         stop = tl.minimum(rest, TILE).to(tl.int32)
+        weights = _find_weights(row, first)
+        keep, masked = _find_keep(row, first, stop)
         below = tl.zeros([BLOCK], tl.int32)
         wrong = tl.zeros([BLOCK], tl.int32)
         for block in range(0, TILE, BLOCK):
             at = block + tl.arange(0, BLOCK)
-            bits = _load_bits(row, first, at, stop)
-            live = _load_live(row, first, at, stop)
+            bits = _load_bits(weights, at, stop)
+            live = _load_live(keep, masked, at, stop)
             below += (live & (bits < low)).to(tl.int32)
             wrong += (live & (bits >= NON_FINITE)).to(tl.int32)
             found = (live & (bits >= low) & (bits < high)).to(tl.int32)
-            reserved = tl.atomic_add(counts + 1, tl.sum(found).to(tl.int64))
+            reserved = tl.atomic_add(counts + 1, tl.sum(found).to(tl.int64), sem="relaxed")
             slot = reserved + (tl.cumsum(found) - 1)
             here = (found != 0) & (slot < room)
             tl.store(keys + slot, bits - low, mask=here)
             tl.store(places + slot, place + at, mask=here)
-        tl.atomic_add(counts, tl.sum(below).to(tl.int64))
-        tl.atomic_add(counts + 2, tl.sum(wrong).to(tl.int64))
+        tl.atomic_add(counts, tl.sum(below).to(tl.int64), sem="relaxed")
+        tl.atomic_add(counts + 2, tl.sum(wrong).to(tl.int64), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["stride", "prefix", "prefix_shift", "shift", "digit_mask"])
+@triton.jit(do_not_specialize=["rows", "stride", "prefix", "prefix_shift", "shift", "digit_mask"])
 def histogram(
-    table, rows, stride, prefix, prefix_shift, shift, digit_mask, counts, BLOCK: tl.constexpr
+    table,
+    rows,
+    stride,
+    prefix,
+    prefix_shift,
+    shift,
+    digit_mask,
+    counts,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Count every `stride`-th live weight's bits that continue `prefix` by their next digit.
 
     Bits continue it if (bits >> prefix_shift) == prefix; the digit is (bits >> shift) & digit_mask.
-    Adds to `counts` int64 [BINS].
+    Adds to `counts` int64 [BINS]. A tile is TILE samples.
     """
     _, row, tile = _find_row(table, rows, COLUMNS)
-    first = tile * BLOCK * stride
+    first = tile * TILE * stride
     rest = tl.load(row + NUMEL) - first
     if rest > 0:
-        at = tl.arange(0, BLOCK) * stride
-        bits = _load_bits(row, first, at, rest)
-        live = _load_live(row, first, at, rest)
-        counted = live & ((bits >> prefix_shift) == prefix)
-        found = tl.histogram((bits >> shift) & digit_mask, BINS, mask=counted)
-        tl.atomic_add(counts + tl.arange(0, BINS), found.to(tl.int64), mask=found > 0)
+        stop = tl.minimum((rest + stride - 1) // stride, TILE).to(tl.int32)
+        weights = _find_weights(row, first)
+        keep, masked = _find_keep(row, first, stop)
+        found = tl.zeros([BINS], tl.int32)
+        for block in range(0, TILE, BLOCK):
+            sample = block + tl.arange(0, BLOCK)
+            at = sample.to(tl.int64) * stride
+            bits = tl.load(weights + at, mask=sample < stop, other=0) & MAGNITUDE
+            live = tl.load(keep + at, mask=sample < masked, other=-1) != 0
+            counted = (sample < stop) & live & ((bits >> prefix_shift) == prefix)
+            found += tl.histogram((bits >> shift) & digit_mask, BINS, mask=counted)
+        bins = counts + tl.arange(0, BINS)
+        tl.atomic_add(bins, found.to(tl.int64), mask=found > 0, sem="relaxed")
 
 
 @triton.jit
@@ -136,7 +162,7 @@ def _hash_positions(uid, index):
     return x ^ (x >> 31)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def prune(table, rows, counts, digests, TILE: tl.constexpr, BLOCK: tl.constexpr):
     """Prune the live weights up to each row's cut from its mask.
 
@@ -155,12 +181,14 @@ def prune(table, rows, counts, digests, TILE: tl.constexpr, BLOCK: tl.constexpr)
         owned_start = tl.load(row + OWNED_START) - first
         owned_stop = tl.load(row + OWNED_STOP) - first
         stop = tl.minimum(rest, TILE).to(tl.int32)
+        weights = _find_weights(row, first)
+        keep, masked = _find_keep(row, first, stop)
         count = tl.zeros([BLOCK], tl.int32)
         digest = tl.zeros([BLOCK], tl.int64)
         for block in range(0, TILE, BLOCK):
             at = block + tl.arange(0, BLOCK)
-            bits = _load_bits(row, first, at, stop)
-            live = _load_live(row, first, at, stop)
+            bits = _load_bits(weights, at, stop)
+            live = _load_live(keep, masked, at, stop)
             kept = tl.load(mask + at, mask=at < stop, other=0) != 0
             hashes = _hash_positions(uid, start + at)
             goes = live & kept & ((bits < cut) | ((bits == cut) & (hashes <= tie)))
@@ -168,5 +196,5 @@ def prune(table, rows, counts, digests, TILE: tl.constexpr, BLOCK: tl.constexpr)
             owned = goes & (at >= owned_start) & (at < owned_stop)
             count += owned.to(tl.int32)
             digest += tl.where(owned, hashes.to(tl.int64), 0)
-        tl.atomic_add(counts + number, tl.sum(count).to(tl.int64))
-        tl.atomic_add(digests + number, tl.sum(digest))
+        tl.atomic_add(counts + number, tl.sum(count).to(tl.int64), sem="relaxed")
+        tl.atomic_add(digests + number, tl.sum(digest), sem="relaxed")

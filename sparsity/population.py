@@ -14,6 +14,7 @@ import torch
 
 from distributed.hashing import position_hash
 
+MAGNITUDE_BITS = 31
 MAGNITUDE = 0x7FFFFFFF
 NON_FINITE = 0x7F800000  # the bits of infinity; NaNs lie above
 # Weights worked on at a time: temporaries stay in cache and add next to nothing to a rank's memory;
@@ -86,7 +87,7 @@ class Population:
 
 
 class Keys(Protocol):
-    """Integers of this rank that can be counted digit by digit, most significant first."""
+    """Unsigned integers of this rank, to be counted digit by digit, most significant first."""
 
     def histogram(self, shift: int, bits: int) -> torch.Tensor:
         """Counts int64 [2^bits], on the host, of the keys by their digit (key >> shift)."""
@@ -109,8 +110,8 @@ class Inside(Protocol):
         """The bits, less `low`, of the live weights in it."""
         ...
 
-    def hash_equal(self, key: int) -> torch.Tensor:
-        """Hashes, int64 on the host, of the positions of the weights in it with that key."""
+    def hash_equal(self, key: int) -> Keys:
+        """Hashes, unsigned, of the positions of the weights in it with that key."""
         ...
 
 

@@ -26,15 +26,22 @@ from typing import TypeVar
 import torch
 
 from distributed.hashing import position_hash, unsigned_order
-from sparsity.host import HostKeys
-from sparsity.population import NON_FINITE, Inside, Keys, LiveWeights, compare, indices_of
+from sparsity.population import (
+    MAGNITUDE_BITS,
+    NON_FINITE,
+    Inside,
+    Keys,
+    LiveWeights,
+    compare,
+    indices_of,
+)
 
 T = TypeVar("T")
 # Code that yields int64 counts of this rank and is sent their sum over all ranks.
 Rounds = Generator[torch.Tensor, torch.Tensor, T]
 Selection = Rounds["list[Cut]"]
 
-_VALUE_BITS, _TIE_BITS = 31, 64
+_TIE_BITS = 64
 _DIGIT_BITS = 11
 _SAMPLE_BITS = (11, 8)  # the digits of a bracket's ends
 # Weights of all ranks together. A bracket then holds about 1 % of a scope; to fetch more of them
@@ -105,28 +112,26 @@ def select(scopes: Sequence[LiveWeights], counts: Sequence[int], live: Sequence[
         NonFiniteWeights: on all ranks, if any live weight of any scope is not finite.
     """
     brackets = yield from _narrow(scopes, counts, live)
-    places = [brackets.get(s) or _Whole(scope, counts[s]) for s, scope in enumerate(scopes)]
-    searches = [_Search(place.keys, place.wanted) for place in places]
-    whole = [search for s, search in enumerate(searches) if s not in brackets]
-    yield from _radix(whole, _VALUE_BITS, check_finite=True)
+    places = {
+        s: brackets.get(s) or _Whole(scopes[s], count) for s, count in enumerate(counts) if count
+    }
+    searches = {s: _Search(place.keys, place.wanted) for s, place in places.items()}
+    whole = [search for s, search in searches.items() if s not in brackets]
+    yield from _radix(whole, MAGNITUDE_BITS, check_finite=True)
     widest = max((bracket.width for bracket in brackets.values()), default=1)
     yield from _radix([searches[s] for s in brackets], max(1, (widest - 1).bit_length()))
-    cuts = [
-        Cut(place.low + search.prefix if k else -1)
-        for place, search, k in zip(places, searches, counts, strict=True)
-    ]
+    found = {s: place.low + searches[s].prefix for s, place in places.items()}
 
-    ties = {}
-    for s, (place, search) in enumerate(zip(places, searches, strict=True)):
-        if counts[s] and search.wanted < search.size:
-            ties[s] = _Search(HostKeys([place.hash_equal(cuts[s].bits)]), search.wanted)
+    tied = [s for s, search in searches.items() if search.wanted < search.size]
+    ties = {s: _Search(places[s].hash_equal(found[s]), searches[s].wanted) for s in tied}
     yield from _tell_apart(list(ties.values()))
+    cuts = [Cut(found.get(s, -1)) for s in range(len(scopes))]
     for s, tie in ties.items():
         # The last hash of those that share the digits found: all of them go.
         last = ((tie.prefix + 1) << tie.shift) - 1
         last_bits = last - (1 << 64) if last >= 1 << 63 else last
         order = int(unsigned_order(torch.tensor(last_bits)))
-        cuts[s] = Cut(cuts[s].bits, tie=order, ties=searches[s].size)
+        cuts[s] = Cut(found[s], tie=order, ties=searches[s].size)
     return cuts
 
 
@@ -205,8 +210,8 @@ class _Whole:
     def keys(self) -> Keys:
         return self.scope.keys
 
-    def hash_equal(self, magnitude_bits: int) -> torch.Tensor:
-        """Hashes int64 of the live weights with exactly these bits."""
+    def hash_equal(self, magnitude_bits: int) -> Keys:
+        """Hashes of the positions of the live weights with exactly these bits."""
         return self.scope.find_inside(magnitude_bits, magnitude_bits + 1).hash_equal(0)
 
 
@@ -223,7 +228,7 @@ class _Bracket:
     def keys(self) -> Keys:
         return self.inside.keys
 
-    def hash_equal(self, magnitude_bits: int) -> torch.Tensor:
+    def hash_equal(self, magnitude_bits: int) -> Keys:
         """The same, of what was collected."""
         return self.inside.hash_equal(magnitude_bits - self.low)
 
@@ -231,20 +236,19 @@ class _Bracket:
 def _narrow(
     scopes: Sequence[LiveWeights], counts: Sequence[int], live: Sequence[int]
 ) -> Rounds[dict[int, _Bracket]]:
-    """A bracket that holds its cut, for each large scope where one was found."""
+    """A bracket that holds its cut, for each large scope where one was found.
+
+    Scopes of which nothing is to be pruned are looked at too: all must be finite.
+    """
     large = [s for s, n in enumerate(live) if n >= BRACKET_FROM and counts[s]]
-    if not large:
-        return {}
     # Odd: a stride that divides the rows' length would see a few columns only.
     ends = yield from _bracket(
         [scopes[s].sample(live[s] // SAMPLE_SIZE | 1) for s in large],  # freed after it
         [counts[s] / live[s] for s in large],
     )
-    found = [
-        (s, low, high, scopes[s].find_inside(low, high))
-        for s, (low, high) in zip(large, ends, strict=True)
-        if low < high
-    ]
+    ranges = [(s, *end) for s, end in zip(large, ends, strict=True) if end[0] < end[1]]
+    ranges += [(s, 0, 0) for s, count in enumerate(counts) if not count]
+    found = [(s, low, high, scopes[s].find_inside(low, high)) for s, low, high in ranges]
     if not found:
         return {}
     total = yield torch.tensor([[i.below, i.count, i.non_finite] for *_, i in found])
@@ -262,8 +266,10 @@ def _bracket(samples: Sequence[Keys], quantiles: Sequence[float]) -> Rounds[list
 
     A sample's count below a quantile q is binomial: its standard deviation is sqrt(m q (1 - q)).
     """
+    if not samples:
+        return []
     first, second = _SAMPLE_BITS
-    shift = _VALUE_BITS - first
+    shift = MAGNITUDE_BITS - first
     total = yield torch.stack([keys.histogram(shift, first) for keys in samples])
     targets, found = [], []
     for s, q in enumerate(quantiles):

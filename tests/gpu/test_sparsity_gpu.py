@@ -20,9 +20,13 @@ def test_the_kernels_run() -> None:
     assert device.has_kernels(torch.device("cuda"))
 
 
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_masks_equal_the_oracle(ranks: int, ties: bool) -> None:
+def test_masks_equal_the_oracle(
+    monkeypatch: pytest.MonkeyPatch, ranks: int, ties: bool, kernels: bool
+) -> None:
+    monkeypatch.setattr(device, "has_kernels", lambda _: kernels)
     rng = np.random.default_rng(ranks)
     weights = {name: rng.standard_normal(size).astype(np.float32) for name, size in SIZES.items()}
     if ties:

@@ -28,7 +28,7 @@ CONSTANTS = {"TILE": device._TILE, "BLOCK": device._BLOCK}
 
 
 def resources(name: str, capability: int) -> dict[str, int]:
-    """Registers a thread and bytes of stack, shared and local memory."""
+    """Registers a thread, and bytes of stack and local memory."""
     kernel = getattr(kernels, name)
     arguments = list(inspect.signature(kernel.fn).parameters)
     compiled = triton.compile(
@@ -48,7 +48,7 @@ def resources(name: str, capability: int) -> dict[str, int]:
         printed = subprocess.run(
             [cuobjdump, "-res-usage", cubin], capture_output=True, text=True, check=True
         ).stdout
-    found = re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", printed)
+    found = re.findall(r"(REG|STACK|LOCAL):(\d+)", printed)
     return {field.lower(): int(number) for field, number in found}
 
 

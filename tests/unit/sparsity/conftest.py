@@ -1,11 +1,7 @@
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():  # then Triton's kernels run on the CPU; read when they are made
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture

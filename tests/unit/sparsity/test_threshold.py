@@ -70,7 +70,8 @@ def test_any_weights_in_any_partitions(
     total = a.size + b.size
     count = data.draw(st.one_of(st.sampled_from([0, total]), st.integers(0, total)))
     cluster = check(weights, bounds, [["a", "b"]], [count])
-    assert 4 <= cluster.wire.rounds <= 10
+    # The count of live weights, and then whether all are finite or the search.
+    assert cluster.wire.rounds in (range(4, 11) if count else (2,))
     assert cluster.wire.bytes <= VALUE_BYTES + TIE_BYTES
 
 
