@@ -39,6 +39,7 @@ from sparsity.targets import build_scopes
 _WEIGHT_SUFFIXES = {
     ".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".safetensors"
 }  # fmt: skip
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _INDEX_FILE = "model.safetensors.index.json"
 _CARD = "README.md"
 _BYTE = 8  # masks are packed eight weights a byte: ranks' slices begin at whole bytes
@@ -81,16 +82,17 @@ def prune_folder(
 
     Raises:
         BadInput: on all ranks alike, naming what to change.
-        NonFiniteWeights: on all ranks, if a prunable weight is infinite or NaN.
+        MasksDoNotFit: on all ranks, if `source` has masks of another pattern.
     """
     if output.exists():
         raise BadInput(f"{output} exists already: choose another folder")
     files = _find_files(source)
-    shapes, file_of = _read_shapes(files)
-    prunable = [n for n in shapes if _is_chosen(n, match)]
+    shapes, file_of, weights = _read_shapes(files)
+    prunable = [n for n in weights if _is_chosen(n, match)]
     if not prunable:
         raise BadInput(
-            f"{source} has no weight that --match names: its weights are like {next(iter(shapes))}"
+            f"{source} has no weights that --match names: they are like "
+            f"{max(weights, key=lambda name: len(shapes[name]), default='nothing')}"
             if match
             else f"{source} has no BERT encoder layer: name what to prune with --match PATTERN"
         )
@@ -105,6 +107,7 @@ def prune_folder(
             if before:
                 mask.load(before[name].view(-1)[start:stop])
             masters[mask] = _read_range(*file_of[name], start, stop, chosen[name])
+    _check_finite(source, prunable, masters)
     owned = {mask: mask.owned_digest() for mask in masters}
     earlier = count_pruned(prunable, owned, all_reduce_sum)
     wanted = []
@@ -149,6 +152,8 @@ def _find_index(source: Path) -> Path | None:
 
 
 def _find_files(source: Path) -> list[Path]:
+    if not source.is_dir():
+        raise BadInput(f"{source} is not a folder: give a Hugging Face folder with safetensors")
     index = _find_index(source)
     if index is not None:
         try:
@@ -168,20 +173,25 @@ def _find_files(source: Path) -> list[Path]:
 
 def _read_shapes(
     files: Sequence[Path],
-) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[Path, str]]]:
-    """Shapes, and (file, name there), of every tensor by canonical name."""
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[Path, str]], list[str]]:
+    """Shapes, and (file, name there), of every tensor by canonical name; those with weights."""
     shapes: dict[str, tuple[int, ...]] = {}
+    weights = []
     file_of: dict[str, tuple[Path, str]] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in sorted(tensors.keys()):
-                    canonical = canonical_name(name)
-                    shapes[canonical] = tuple(tensors.get_slice(name).get_shape())
+                    canonical, tensor = canonical_name(name), tensors.get_slice(name)
+                    if canonical in shapes:
+                        raise BadInput(f"{file} has {name}, and {canonical} again: keep one")
+                    shapes[canonical] = tuple(tensor.get_shape())
                     file_of[canonical] = (file, name)
+                    if tensor.get_dtype() in _FLOATS and shapes[canonical]:
+                        weights.append(canonical)
         except (OSError, SafetensorError) as error:
             raise BadInput(f"{file} is damaged ({error}): copy it again") from None
-    return shapes, file_of
+    return shapes, file_of, weights
 
 
 def _is_chosen(name: str, match: Sequence[str]) -> bool:
@@ -196,6 +206,18 @@ def _load_masks(source: Path, chosen: dict[str, tuple[int, ...]]) -> dict[str, t
     for name in masks.keys() ^ chosen.keys():
         raise BadInput(f"{source / KEEP_MASK_FILE} and --match do not agree about {name}")
     return masks
+
+
+def _check_finite(
+    source: Path, names: Sequence[str], masters: dict[FragmentMask, torch.Tensor]
+) -> None:
+    """Collective: refuse, naming it, a tensor with a weight that is infinite or NaN."""
+    wrong = torch.zeros(len(names), dtype=torch.int64)
+    for mask, master in masters.items():
+        wrong[names.index(mask.fragment.name)] += (~master.isfinite()).sum()
+    for name, count in zip(names, all_reduce_sum(wrong).tolist(), strict=True):
+        if count:
+            raise BadInput(f"{source}: {count:,} weights of {name} are infinite or NaN")
 
 
 def _slice(numel: int, rank: int, ranks: int) -> tuple[int, int]:

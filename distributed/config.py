@@ -45,6 +45,9 @@ class ZeroConfig(Config):
         2, description="0 none, 1 optimizer states, 2 and gradients, 3 and weights"
     )
     offload_optimizer: bool = Field(False, description="keep masters and moments in host memory")
+    offload_param: bool = Field(
+        False, description="at stage 3, keep weights in host memory until they are used"
+    )
     grad_dtype: Literal["fp32"] | None = Field(
         None, description="fp32 accumulates gradients in fp32; null in the model's precision"
     )
@@ -57,6 +60,8 @@ class ZeroConfig(Config):
     def _check(self) -> Self:
         if self.stage == 0 and self.offload_optimizer:
             raise ValueError("zero.offload_optimizer needs zero.stage 1, 2 or 3")
+        if self.stage != 3 and self.offload_param:
+            raise ValueError("zero.offload_param needs zero.stage 3")
         if "stage" in self.advanced:
             raise ValueError("zero.advanced may not hold stage: set zero.stage")
         if self.advanced.get("compute_grad_norm") is False:

@@ -87,7 +87,10 @@ class Partition:
             type(self._base).__name__: self._replica_fragments,
         }
         if wrapper not in layouts:
-            raise BadInput(f"masters of DeepSpeed's {wrapper} are not supported: change zero.*")
+            raise BadInput(
+                f"masters of DeepSpeed's {wrapper} cannot be followed: use ZeRO stage 1 to 3, or "
+                "give deepspeed.initialize an optimizer of torch's"
+            )
         self._wrapper = wrapper
         self.fragments: tuple[Fragment, ...] = tuple(layouts[wrapper]())
 
@@ -312,7 +315,9 @@ class Partition:
             stride = max(1, f.length // _SAMPLES)
             weight, master = self.weight(f)[::stride], self.master(f)[::stride]
             cast = master.to(device=weight.device, dtype=weight.dtype)
-            differs[row[f.name]] |= int(not torch.equal(weight, cast))
+            # A NaN is not itself; to say that weights are not finite is others' work.
+            same = (weight == cast) | (weight.isnan() & cast.isnan())
+            differs[row[f.name]] |= int(not same.all())
         balance, differs = all_reduce_sum(balance), all_reduce_max(differs)
         for name, i in row.items():
             if differs[i] == _MISPLACED:

@@ -161,6 +161,8 @@ def _deepspeed_config(
     }
     if zero.offload_optimizer:
         zero_optimization["offload_optimizer"] = {"device": "cpu"}
+    if zero.offload_param:
+        zero_optimization["offload_param"] = {"device": "cpu"}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_rows,
         "gradient_accumulation_steps": accumulation_steps,

@@ -83,6 +83,8 @@ def main() -> None:
     parser.add_argument("--stage", type=int, default=2, choices=(0, 1, 2, 3))
     parser.add_argument("--sparsity", type=float, default=0.8)
     options = parser.parse_args()
+    if not 0 < options.sparsity < 1:
+        parser.error("--sparsity is the share of the weights that is pruned, between 0 and 1")
     use_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     topology = detect_topology(use_gpu=use_gpu)
     ensure_process_group(topology)
@@ -106,7 +108,7 @@ def main() -> None:
         engine,
         SparsityConfig(
             final_sparsity=options.sparsity,
-            prune_start_step=10,
+            prune_start_step=min(10, options.steps // 2),
             prune_end_step=options.steps // 2,
             prune_interval_steps=10,
         ),

@@ -129,7 +129,11 @@ def prune(
         Literal["global", "per_tensor"], typer.Option(help="What one threshold ranges over.")
     ] = "global",
     pattern: Annotated[
-        str, typer.Option(help="unstructured, N:M such as 2:4, or blocks such as 4x1.")
+        str,
+        typer.Option(
+            help="unstructured, N:M such as 2:4, or blocks such as 4x1, of matrices stored as "
+            "[outputs, inputs] (nn.Linear's; GPT-2's are not)."
+        ),
     ] = "unstructured",
     match: Annotated[
         list[str] | None,

@@ -11,6 +11,7 @@ from bert.prune_folder import PruneReport, prune_folder
 from distributed.errors import BadInput
 from distributed.topology import detect_topology, ensure_process_group
 from sparsity.schedule import SparsityConfig
+from sparsity.threshold import MasksDoNotFit
 
 
 def prune_once(
@@ -34,9 +35,9 @@ def prune_once(
         report = prune_folder(
             source, output, config, match=match, rank=topology.rank, ranks=topology.world_size
         )
-    except BadInput:
+    except (BadInput, MasksDoNotFit) as error:  # on all ranks alike: one says it
         if topology.is_first:
-            raise
+            raise BadInput(_as_options(str(error))) from None
         raise SystemExit(2) from None
     finally:
         if dist.is_initialized():
@@ -53,6 +54,14 @@ def _build_config(
         )
     except ValidationError as error:
         said = error.errors()[0]["msg"].removeprefix("Value error, ")
-        said = said.replace("sparsity.final_sparsity", "--sparsity")
-        said = said.replace("sparsity.pattern", "--pattern")
-        raise BadInput(said if "--" in said else f"--sparsity {sparsity:g}: {said}") from None
+        if "sparsity." in said:
+            raise BadInput(said) from None
+        hint = f" ({sparsity:g} % is {sparsity / 100:g})" if 1 < sparsity < 100 else ""
+        raise BadInput(f"--sparsity {sparsity:g}: {said}{hint}") from None
+
+
+def _as_options(said: str) -> str:
+    """The same with a field's option in its place."""
+    for field, option in (("final_sparsity", "--sparsity"), ("pattern", "--pattern")):
+        said = said.replace(f"sparsity.{field}", option)
+    return said

@@ -7,6 +7,7 @@ for step, batch in enumerate(batches):
     ...                                  # forward, engine.backward, engine.step as ever
 """
 
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,14 +50,7 @@ def attach(
     if engine.optimizer is None:
         raise BadInput("the engine has no optimizer: give one to deepspeed.initialize")
     named = [(_plain(n), p) for n, p in engine.module.named_parameters() if p.requires_grad]
-    trained = {name for name, _ in named}
-    chosen = prunable if prunable is not None else find_linear_weights(engine.module)
-    names = [_plain(name) for name in chosen]
-    for name in names:
-        if name not in trained:
-            raise BadInput(
-                f"{name} is to be pruned, but the model trains no parameter of that name"
-            )
+    names = _choose(engine.module, [name for name, _ in named], prunable)
     partition = Partition(engine, named)
     partition.refresh_replicas()
     partition.check()
@@ -67,6 +61,37 @@ def attach(
         sparsity.resume(resume_step)
     _wrap_step(engine, sparsity)
     return sparsity
+
+
+def _choose(module: nn.Module, trained: list[str], prunable: Sequence[str] | None) -> list[str]:
+    """The plain names of what to prune, each once and of a parameter that is trained."""
+    if isinstance(prunable, str):
+        raise BadInput(f"prunable is {prunable!r}: give a list of names, prunable=[{prunable!r}]")
+    chosen = find_linear_weights(module) if prunable is None else prunable
+    names = [_plain(name) for name in chosen]
+    if not names:
+        raise BadInput(
+            "there is nothing to prune: "
+            + ("prunable is empty" if prunable is not None else "the model has no nn.Linear")
+            + f", its parameters are like prunable=[{trained[0]!r}]"
+        )
+    for name in names:
+        if names.count(name) > 1:
+            raise BadInput(f"prunable has {name} twice")
+        if name not in trained:
+            raise BadInput(f"{name} is to be pruned, but {_explain_absence(module, name, trained)}")
+    return names
+
+
+def _explain_absence(module: nn.Module, name: str, trained: list[str]) -> str:
+    """Why no trained parameter goes by that name; a tied one goes by its first name only."""
+    every = {_plain(n): p for n, p in module.named_parameters(remove_duplicate=False)}
+    if name in every:
+        first = {id(p): _plain(n) for n, p in module.named_parameters()}[id(every[name])]
+        return f"it is {first}: name that" if first != name else "it is not trained (requires_grad)"
+    near = difflib.get_close_matches(name, trained, n=1)
+    hint = f": did you mean {near[0]}?" if near else ""
+    return f"the model trains no parameter of that name{hint}"
 
 
 def find_linear_weights(module: nn.Module) -> list[str]:

@@ -81,7 +81,10 @@ class SparsityController:
         self._update_seconds, self._wire_bytes = 0.0, 0
         optimizer.register_step_post_hook(self._enforce)
         if not partition.gradients_reach_norm:
-            log.warning("the clip norm includes pruned weights' gradients with this zero.* setting")
+            if partition.rank == 0:
+                log.warning(
+                    "the clip norm includes pruned weights' gradients with this zero.* setting"
+                )
             optimizer.register_step_pre_hook(self._mask_master_gradients)
 
     @property
@@ -172,7 +175,7 @@ class SparsityController:
             "sparsity/target": state.target,
             "sparsity/actual": self.pruned_numel / self.prunable_numel,
             "sparsity/actual_all_weights": self.pruned_numel / self.total_numel,
-            "sparsity/threshold": state.threshold,
+            "sparsity/threshold": state.threshold,  # of several scopes, the largest
             "sparsity/ties": float(state.ties),
             "sparsity/churn": state.churn,
             "sparsity/digest": state.digest,

@@ -15,14 +15,7 @@ from sparsity.host import HostWeights, in_threads
 from sparsity.masks import FragmentMask
 from sparsity.population import LiveWeights, Population
 from sparsity.targets import Scope
-from sparsity.threshold import Cut, Rounds, select
-
-
-class MasksDoNotFit(RuntimeError):
-    """Masks that were loaded are not of the pattern that is to continue them. On all ranks."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what}: the masks that were loaded do not fit sparsity.pattern")
+from sparsity.threshold import Cut, MasksDoNotFit, Rounds, select
 
 
 class Pattern(Protocol):

@@ -7,10 +7,10 @@ import torch
 
 from sparsity.masks import FragmentMask, sum_modulo_2_64
 from sparsity.pattern_name import PatternName
-from sparsity.patterns import MasksDoNotFit, Pattern, SingleWeights, find_cuts
+from sparsity.patterns import Pattern, SingleWeights, find_cuts
 from sparsity.structured import Blocks, NofM
 from sparsity.targets import Scope
-from sparsity.threshold import run
+from sparsity.threshold import MasksDoNotFit, run
 
 AllReduce = Callable[[torch.Tensor], torch.Tensor]
 

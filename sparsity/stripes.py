@@ -7,10 +7,10 @@ each rank adds its part to a table of int64, the tables are summed over the rank
 one sum in any order. The cost on the wire is the table, 8 bytes a number:
 
     N:M      M numbers a boundary
-    RxC      inputs / C numbers a boundary (one number where R is 1)
+    RxC      2 * inputs / C numbers a boundary (two numbers where R is 1)
 
-and a boundary is one for each pair of neighbouring ranks and flat buffer (stages 1 and 2) or
-parameter (stage 3). Stage 0 has none.
+and 4 more a boundary and one a rank to say which stripes those are. A boundary is one for each pair
+of neighbouring ranks and flat buffer (stages 1 and 2) or parameter (stage 3). Stage 0 has none.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ import torch
 from sparsity.masks import FragmentMask
 from sparsity.pattern_name import PatternName
 from sparsity.population import CHUNK, NON_FINITE, Population
-from sparsity.threshold import NonFiniteWeights, Rounds
+from sparsity.threshold import MasksDoNotFit, NonFiniteWeights, Rounds
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Stripes:
 class StripedPattern:
     """What both patterns share: stripes, and the table for those that lie on several ranks."""
 
+    UNFIT: str  # what `_count_unfit` counts
+
     def __init__(
         self,
         pattern: PatternName,
@@ -81,6 +83,10 @@ class StripedPattern:
         """Numbers that a stripe of this parameter takes in the table."""
         raise NotImplementedError
 
+    def _count_unfit(self) -> int:
+        """Units in this rank's own part that no mask of this pattern prunes so."""
+        raise NotImplementedError
+
     def _partial(self, mask: FragmentMask) -> list[int]:
         f = mask.fragment
         return self._stripes[f.name].partial(f.start, f.start + f.length)
@@ -90,15 +96,18 @@ class StripedPattern:
 
         Raises:
             NonFiniteWeights: on all ranks, if any live weight is infinite or NaN.
+            MasksDoNotFit: on all ranks, if an earlier mask shows that it is of another pattern.
         """
         names = list(self._stripes)
         mine = [(names.index(m.fragment.name), s) for m in self._masters for s in self._partial(m)]
-        counts = torch.zeros(self._ranks + 1, dtype=torch.int64)
+        counts = torch.zeros(self._ranks + 2, dtype=torch.int64)
         counts[self._rank] = len(mine)
-        counts[-1] = self._count_non_finite()
-        totals = (yield counts).tolist()
-        if totals.pop():
+        counts[-2:] = torch.tensor([self._count_unfit(), self._count_non_finite()])
+        *totals, unfit, non_finite = (yield counts).tolist()
+        if non_finite:
             raise NonFiniteWeights("a prunable weight is infinite or NaN")
+        if unfit:
+            raise MasksDoNotFit(f"{unfit} {self.UNFIT}")
         listed = torch.zeros((sum(totals), 2), dtype=torch.int64)
         if not len(listed):
             return

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from sparsity.masks import FragmentMask
+from sparsity.masks import PRUNED, FragmentMask
 from sparsity.patterns import owned_part, prune_pieces, prune_weights, selected_weights
 from sparsity.population import MAGNITUDE, Population
 from sparsity.stripes import StripedPattern
-from sparsity.threshold import Cut, Rounds
+from sparsity.threshold import Cut, MasksDoNotFit, Rounds
 
 _EXPONENTS = 256  # values of fp32's exponent field
 
@@ -22,6 +22,8 @@ class NofM(StripedPattern):
     So a gradual schedule works, and at its end, with sparsity 1 - N/M, every group is N:M.
     """
 
+    UNFIT = "groups have lost more than their pattern prunes"
+
     def exchange(self) -> Rounds[None]:
         """Mark the weights that may be pruned; straddling groups with their other part."""
         yield from self._find_shared()
@@ -31,6 +33,9 @@ class NofM(StripedPattern):
             for mask in self._masters
         }
         table = yield from self._share(parts)
+        # Of several ranks: in the sum no weight is missing, and 0 is a pruned one.
+        if unfit := self._count_emptied(table.view(-1, m)):
+            raise MasksDoNotFit(f"{unfit} {self.UNFIT}")
         self._may_go = {}
         for mask in self._masters:
             f = mask.fragment
@@ -59,6 +64,18 @@ class NofM(StripedPattern):
     def _width(self, name: str) -> int:
         return self.pattern.columns
 
+    def _count_unfit(self) -> int:
+        unfit = 0
+        for mask in self._masters:
+            f, m = mask.fragment, self.pattern.columns
+            whole = slice(-f.start % m, f.length - (f.start + f.length) % m)
+            unfit += self._count_emptied(mask.keep[whole].view(-1, m))
+        return unfit
+
+    def _count_emptied(self, groups: torch.Tensor) -> int:
+        """Of `groups` [n, M], 0 where pruned: those with fewer than N weights left."""
+        return int(((groups != 0).sum(1) < self.pattern.rows).sum())
+
     def _whole(self, mask: FragmentMask) -> Population:
         return Population(self._masters[mask], self._may_go[mask], mask.uid, mask.fragment.start)
 
@@ -78,8 +95,11 @@ class Blocks(StripedPattern):
 
     A block's score is the exact sum of its magnitudes as integers, in units of a power of two that
     all ranks choose alike from the largest weight (so that no sum overflows 62 bits), divided by
-    its size and rounded once to fp32: no order of addition, so no partitioning, can change it.
+    its size and rounded to fp32: no order of addition, so no partitioning, can change it. Weights
+    below some 2^-58 of the largest (blocks of 16) add nothing to a sum.
     """
+
+    UNFIT = "blocks are pruned in part"
 
     def exchange(self) -> Rounds[None]:
         """Score every block that touches this rank."""
@@ -89,15 +109,26 @@ class Blocks(StripedPattern):
         # Every |w| is below 2^(top - 126): shift it up as far as a block's sum allows.
         shift = 62 - math.ceil(math.log2(self.pattern.unit_numel)) - (top - 126)
         sums = {mask: self._sums(mask, shift) for mask in self._masters}
+        kept = {mask: self._count_kept(mask) for mask in self._masters}
         parts = {
-            mask: {s: self._stripe(mask, sums[mask], s).clone() for s in self._partial(mask)}
+            mask: {
+                s: torch.stack([self._stripe(mask, of[mask], s) for of in (sums, kept)]).view(-1)
+                for s in self._partial(mask)
+            }
             for mask in self._masters
         }
         table = yield from self._share(parts)
+        unfit = 0
+        for (name, _), place in self._place.items():
+            left = table[place][self._stripes[name].units :]
+            unfit += int(((left != 0) & (left != self.pattern.unit_numel)).sum())
+        if unfit:
+            raise MasksDoNotFit(f"{unfit} {self.UNFIT}")
         for mask, by_stripe in parts.items():
+            units = self._stripes[mask.fragment.name].units
             for stripe in by_stripe:
                 whole = table[self._place[mask.fragment.name, stripe]]
-                self._stripe(mask, sums[mask], stripe).copy_(whole)
+                self._stripe(mask, sums[mask], stripe).copy_(whole[:units])
         divisor = math.ldexp(self.pattern.unit_numel, shift)
         self._scores = {mask: (s.double() / divisor).float() for mask, s in sums.items()}
 
@@ -126,7 +157,24 @@ class Blocks(StripedPattern):
             yield begin - f.start, full[begin - base : end - base]
 
     def _width(self, name: str) -> int:
-        return self._stripes[name].units
+        return 2 * self._stripes[name].units  # a sum, and how many are left
+
+    def _count_unfit(self) -> int:
+        unfit = 0
+        for mask in self._masters:
+            left, whole = self._count_kept(mask), self.pattern.unit_numel
+            mixed = (left != 0) & (left != whole)
+            for stripe in self._partial(mask):  # known when they are shared
+                self._stripe(mask, mixed, stripe).fill_(False)
+            unfit += int(mixed.sum())
+        return unfit
+
+    def _count_kept(self, mask: FragmentMask) -> torch.Tensor:
+        """Int64 [units touched]: how many of each block's weights here are kept."""
+        counts = [
+            (keep != 0).sum((1, 3)).view(-1) for keep in self._by_unit(mask, elsewhere=PRUNED)
+        ]
+        return torch.cat(counts)
 
     def _count_exponents(self) -> torch.Tensor:
         """Int64 [256]: live weights by exponent."""
@@ -173,17 +221,20 @@ class Blocks(StripedPattern):
 
     def _whole(self, mask: FragmentMask) -> Population:
         """Every block that touches the fragment, live while any of its weights here is."""
+        live = -(self._count_kept(mask) != 0).to(torch.int8)
+        return Population(self._scores[mask], live, mask.uid, self._first_unit(mask))
+
+    def _by_unit(self, mask: FragmentMask, *, elsewhere: int) -> Iterator[torch.Tensor]:
+        """The mask int8 [stripes, rows, units, columns], piece by piece, of whole stripes.
+
+        `elsewhere` stands for weights of them that are in other fragments.
+        """
         f, stripes = mask.fragment, self._stripes[mask.fragment.name]
-        live = []
         for first, last, begin, end in stripes.chunks(f.start, f.start + f.length):
-            keep = torch.zeros(
-                (last - first) * stripes.extent, dtype=torch.int8, device=mask.keep.device
-            )
-            base = first * stripes.extent
+            base, numel = first * stripes.extent, (last - first) * stripes.extent
+            keep = torch.full((numel,), elsewhere, dtype=torch.int8, device=mask.keep.device)
             keep[begin - base : end - base] = mask.keep[begin - f.start : end - f.start]
-            shaped = keep.view(last - first, stripes.rows, stripes.units, stripes.columns)
-            live.append(shaped.amin((1, 3)).view(-1))
-        return Population(self._scores[mask], torch.cat(live), mask.uid, self._first_unit(mask))
+            yield keep.view(last - first, stripes.rows, stripes.units, stripes.columns)
 
 
 def _rank_in_group(order: torch.Tensor) -> torch.Tensor:

@@ -56,6 +56,13 @@ class NonFiniteWeights(RuntimeError):
     """A prunable weight is infinite or NaN, so magnitudes have no order. Raised on all ranks."""
 
 
+class MasksDoNotFit(RuntimeError):
+    """Masks from before are not of the pattern that is to continue them. On all ranks."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}: the masks from before do not fit sparsity.pattern")
+
+
 @dataclass(frozen=True)
 class Cut:
     """Which live weights a scope prunes next: |w| below `bits`, and at it those with hash <= `tie`.

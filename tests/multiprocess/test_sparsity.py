@@ -15,6 +15,7 @@ from tests.multiprocess.toy import (
     PRUNABLE,
     Toy,
     backward,
+    batch,
     gather,
     gather_masters,
     toy_engine,
@@ -38,6 +39,22 @@ SETUPS = [
     {"stage": 2, "precision": "bf16", "offload_optimizer": True},
     {"stage": 3, "precision": "bf16", "advanced": {"sub_group_size": 300}},
     {"stage": 3, "precision": "bf16", "advanced": {"stage3_param_persistence_threshold": 100000}},
+    {"stage": 3, "precision": "bf16", "offload_param": True, "offload_optimizer": True},
+]
+# Each option with the other precision, and at its other stages.
+CROSSED = [
+    {"stage": 1, "precision": "bf16", "advanced": {"round_robin_gradients": True}},
+    {"stage": 2, "precision": "fp32", "advanced": {"round_robin_gradients": True}},
+    {"stage": 2, "precision": "bf16", "advanced": {"round_robin_gradients": True}},
+    {"stage": 1, "precision": "fp32", "offload_optimizer": True},
+    {"stage": 1, "precision": "bf16", "offload_optimizer": True},
+    {"stage": 2, "precision": "fp32", "offload_optimizer": True},
+    {"stage": 3, "precision": "fp32", "offload_optimizer": True},
+    {"stage": 3, "precision": "bf16", "offload_optimizer": True},
+    {"stage": 3, "precision": "fp32", "advanced": {"sub_group_size": 300}},
+    {"stage": 3, "precision": "fp32", "advanced": {"stage3_param_persistence_threshold": 100000}},
+    {"stage": 3, "precision": "fp32", "offload_param": True, "offload_optimizer": True},
+    {"stage": 3, "precision": "bf16", "offload_param": True},
 ]
 
 
@@ -126,23 +143,40 @@ def test_masks_equal_the_oracle_everywhere(world_size: int) -> None:
         assert all(digests == ranks[0] for digests in ranks), setup
 
 
-def one_shot_digest(setup: dict[str, Any]) -> str:
-    engine = toy_engine(**setup)
-    config = SparsityConfig(schedule="one_shot", final_sparsity=0.5, prune_start_step=0)
+def digests_of_two_updates(setup: dict[str, Any]) -> tuple[str, str]:
+    """With accumulated and skipped steps between them that leave live weights as they are."""
+    engine = toy_engine(**setup, accumulation=2)
+    config = SparsityConfig(
+        initial_sparsity=0.5, final_sparsity=0.7, prune_end_step=2, prune_interval_steps=2
+    )
     sparsity = attach(engine, config)
     sparsity.update(0)
     assert sparsity.state.ties > 1, "the toy's weights are meant to tie"
-    return sparsity.state.digest
+    first = sparsity.state.digest
+    for step, poison in enumerate((float("nan"), 1.0)):
+        x, y = batch(step, rows=4)
+        for xs, ys in zip(x.split(2), y.split(2), strict=True):
+            engine.backward(engine.forward(x=xs * poison, y=ys, divisor=float(y.numel())))
+        sparsity.mask_gradients()
+        applied = engine.step(0.0)
+        assert applied == (poison == 1.0)
+        sparsity.after_step(applied)
+        assert sparsity.state.pending is not applied
+    assert sparsity.find_violation() is None
+    sparsity.update(2)
+    return first, sparsity.state.digest
 
 
 def test_one_digest_for_every_partitioning() -> None:
     digests = {
-        digest
+        both
         for world_size in (1, 2, 3)
-        for setup in SETUPS
-        for digest in pool.run(world_size, one_shot_digest, setup)
+        for setup in SETUPS + CROSSED
+        for both in pool.run(world_size, digests_of_two_updates, setup)
     }
     assert len(digests) == 1
+    ((first, second),) = digests
+    assert first != second
 
 
 def trained_hash(setup: dict[str, Any], sparse: bool) -> str:

@@ -19,6 +19,7 @@ def config_of(precision: str = "fp32", **fields: Any) -> dict[str, Any]:
         ({"stage": 4}, "stage"),
         ({"stage": -1}, "stage"),
         ({"stage": 0, "offload_optimizer": True}, "zero.offload_optimizer"),
+        ({"stage": 2, "offload_param": True}, "zero.offload_param"),
         ({"advanced": {"stage": 1}}, "zero.advanced"),
         ({"advanced": {"sub_group_size": "large"}}, "advanced.sub_group_size"),
         ({"grad_dtype": "fp16"}, "grad_dtype"),
@@ -48,6 +49,11 @@ def test_bf16_offload_and_gradients_in_fp32() -> None:
     assert config["bf16"] == {"enabled": True}
     assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
     assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
+def test_offloaded_parameters() -> None:
+    zero = config_of(stage=3, offload_param=True)["zero_optimization"]
+    assert zero["offload_param"] == {"device": "cpu"} and "offload_optimizer" not in zero
 
 
 def test_advanced_keys_reach_deepspeed_with_their_types() -> None:

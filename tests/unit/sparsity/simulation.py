@@ -10,10 +10,10 @@ import torch
 from distributed.partition import Fragment
 from sparsity.masks import FragmentMask, sum_modulo_2_64
 from sparsity.pattern_name import PatternName
-from sparsity.patterns import MasksDoNotFit, Pattern, find_cuts
+from sparsity.patterns import Pattern, find_cuts
 from sparsity.pruning import build_pattern
 from sparsity.targets import Scope
-from sparsity.threshold import Cut, NonFiniteWeights
+from sparsity.threshold import Cut, MasksDoNotFit, NonFiniteWeights
 
 Float32Array = npt.NDArray[np.float32]
 Bounds = Sequence[int]  # P + 1 ascending positions in a flattened parameter, from 0 to its size

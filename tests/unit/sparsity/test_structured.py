@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,8 +12,7 @@ from distributed.errors import BadInput
 from distributed.hashing import hex_digest
 from sparsity import stripes
 from sparsity.pattern_name import PatternName
-from sparsity.patterns import MasksDoNotFit
-from sparsity.threshold import NonFiniteWeights
+from sparsity.threshold import MasksDoNotFit, NonFiniteWeights
 from tests.unit.sparsity.oracle import blocks_oracle, expected_digest, n_of_m_oracle
 from tests.unit.sparsity.simulation import Cluster, Float32Array, split_randomly
 
@@ -116,7 +116,7 @@ def test_pieces_of_work_do_not_change_the_masks(
 
 def test_one_rank_shares_nothing_and_a_boundary_costs_one_stripe() -> None:
     shapes = {"a": (8, 32)}
-    for pattern, numbers in (("2:4", 4), ("4x1", 32), ("1x4", 1)):
+    for pattern, numbers in (("2:4", 4), ("4x1", 64), ("1x4", 2)):
         alone = check_updates(pattern, shapes, {"a": [0, 256]}, [7]).wire.bytes
         whole = check_updates(pattern, shapes, {"a": [0, 128, 256]}, [7]).wire.bytes
         assert whole == alone + 8, "the boundary lies between stripes: one more count"
@@ -148,13 +148,39 @@ def test_non_finite_weights_are_refused_by_all(pattern: str, poison: float) -> N
             cluster.select([["a"]], [8])
 
 
-def test_masks_of_another_pattern_are_refused() -> None:
-    cluster = Cluster(
-        {"a": tied((4, 8), 4)}, {"a": [0, 5, 32]}, pattern="2:4", shapes={"a": (4, 8)}
-    )
-    cluster.masks[0]["a"].keep[:4] = 0  # all of one group: two of them leave no room elsewhere
-    with pytest.raises(MasksDoNotFit, match="sparsity.pattern"):
-        cluster.select([["a"]], [15])
+@pytest.mark.parametrize(
+    ("pattern", "pruned", "told"),
+    [
+        ("2:4", [8, 9, 10], "1 groups have lost more than their pattern prunes"),
+        ("2:4", [3, 4, 5, 7], "1 groups"),  # one lies on two ranks
+        ("2:4", [12, 13, 14, 15, 28, 29, 31], "2 groups"),
+        ("4x1", [0], "1 blocks are pruned in part"),
+        ("1x4", [4, 5, 12, 13, 14, 15], "1 blocks"),
+    ],
+)
+def test_masks_of_another_pattern_are_refused(pattern: str, pruned: list[int], told: str) -> None:
+    """Before a mask changes, and by all ranks."""
+    shapes = {"a": (4, 8)}
+    cluster = Cluster({"a": tied((4, 8), 4)}, {"a": [0, 6, 32]}, pattern=pattern, shapes=shapes)
+    for at in pruned:
+        rank = int(at >= 6)
+        cluster.masks[rank]["a"].keep[at - 6 * rank] = 0
+    with pytest.raises(MasksDoNotFit, match=f"{told}.*sparsity.pattern"):
+        cluster.prune([["a"]], [8])
+    assert (~cluster.keep()["a"]).sum() == len(pruned)
+
+
+def test_masks_of_the_pattern_go_on() -> None:
+    """Those that another tool made count too: two of each group, or whole blocks."""
+    keep = np.ones((4, 8), bool)
+    keep[:, ::4] = keep[:, 1::4] = False
+    for pattern, more in (("2:4", 0), ("4x1", 4)):
+        weights = {"a": tied((4, 8), 4)}
+        cluster = Cluster(weights, {"a": [0, 6, 32]}, pattern=pattern, shapes={"a": (4, 8)})
+        for rank, (start, stop) in enumerate(((0, 6), (6, 32))):
+            mask = cluster.masks[rank]["a"]
+            mask.load(torch.from_numpy(keep.reshape(-1)[start:stop]))
+        assert cluster.prune([["a"]], [more])[0] == more
 
 
 @pytest.mark.parametrize("text", ["2:2", "0:4", "4", "2:", "x4", "0x4", "1x1", "2:4:8", "4:128"])
