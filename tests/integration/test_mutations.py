@@ -51,6 +51,24 @@ MUTATIONS = {
         "[m.apply(self._partition.weight(f)) for f, m in self._masks.items()]",
         f"{ATTACH}[2-bf16]",
     ),
+    "only the first master is masked": Mutation(
+        "sparsity/controller.py",
+        "                run.apply(master.detach())",
+        "                run.apply(master.detach()) if slot == 0 else None",
+        f"{ATTACH}[2-fp32]",
+    ),
+    "a group's weights are ranked with the others": Mutation(
+        "sparsity/targets.py",
+        "members[matches[0] if matches else -1].append(name)",
+        "members[-1].append(name)",
+        "tests/unit/sparsity/test_targets.py",
+    ),
+    "an earlier mask of another pattern passes": Mutation(
+        "sparsity/structured.py",
+        "if unfit := self._count_emptied(table.view(-1, m)):",
+        "if False:",
+        f"{STRUCTURED}::test_masks_of_another_pattern_are_refused",
+    ),
     "pruned gradients reach the clip norm": Mutation(
         "sparsity/controller.py",
         "                mask.apply(gradient)",

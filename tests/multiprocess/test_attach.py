@@ -307,7 +307,9 @@ def clip_norm(stage: int, precision: str, config: dict[str, Any]) -> tuple[float
         for f, mask in sparsity._masks.items()
     )
     norm = engine.get_global_grad_norm()  # at stage 0 in fp32 DeepSpeed keeps none
-    warned = any("the clip norm includes" in r.getMessage() for r in said if r.levelname == "WARNING")
+    warned = any(
+        "the clip norm includes" in r.getMessage() for r in said if r.levelname == "WARNING"
+    )
     return float(norm or 0.0), clean, warned
 
 

@@ -15,6 +15,10 @@ from sparsity.pruning import build_pattern
 from sparsity.targets import Scope
 from sparsity.threshold import Cut, MasksDoNotFit, NonFiniteWeights
 
+LARGEST, SMALLEST, DENORMAL = 3.4028235e38, 1.1754944e-38, 1e-45
+# Few values, so that most weights tie; and the ends of what fp32 can hold.
+AWKWARD = [0.0, -0.0, 0.5, -0.5, 1.0, DENORMAL, -DENORMAL, 2e-45, SMALLEST, LARGEST, -LARGEST]
+
 Float32Array = npt.NDArray[np.float32]
 Bounds = Sequence[int]  # P + 1 ascending positions in a flattened parameter, from 0 to its size
 

@@ -14,16 +14,17 @@ from sparsity import stripes
 from sparsity.pattern_name import PatternName
 from sparsity.threshold import MasksDoNotFit, NonFiniteWeights
 from tests.unit.sparsity.oracle import blocks_oracle, expected_digest, n_of_m_oracle
-from tests.unit.sparsity.simulation import Cluster, Float32Array, split_randomly
+from tests.unit.sparsity.simulation import AWKWARD, Cluster, Float32Array, split_randomly
 
 Shapes = Mapping[str, tuple[int, int]]
 
 
 def tied(shape: tuple[int, int], seed: int) -> Float32Array:
-    """Weights on a coarse grid, so that groups and blocks tie; some larger by far."""
+    """Weights on a coarse grid, so that groups and blocks tie; some larger by far, some -0.0."""
     rng = np.random.default_rng(seed)
     w = np.round(rng.normal(0, 1, shape) * 2) / 4
     w[rng.random(shape) < 0.05] *= 1000
+    w[rng.random(shape) < 0.05] *= 2.0**-50
     return w.astype(np.float32).reshape(-1)
 
 
@@ -69,6 +70,24 @@ def test_n_of_m_in_any_partitions(data: st.DataObject, ranks: int, pattern: str)
     cluster = check_updates(pattern, shapes, any_bounds(data, shapes, ranks), [first, room - first])
     for n, keep in cluster.keep().items():
         assert (keep.reshape(-1, name.columns).sum(1) == name.rows).all(), n
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    data=st.data(),
+    ranks=st.integers(1, 5),
+    values=st.lists(st.sampled_from(AWKWARD), min_size=32, max_size=32),
+)
+def test_n_of_m_of_awkward_weights(data: st.DataObject, ranks: int, values: list[float]) -> None:
+    """Zeros of both signs, denormals, the smallest and the largest there are."""
+    shapes = {"a": (4, 8)}
+    weights = {"a": np.array(values, np.float32)}
+    bounds = any_bounds(data, shapes, ranks)
+    cluster = Cluster(weights, bounds, pattern="2:4", shapes=shapes)
+    count = data.draw(st.integers(0, 16))
+    cluster.prune([["a"]], [count])
+    want = n_of_m_oracle(weights, {"a": np.ones(32, bool)}, 2, 4, count)
+    assert np.array_equal(cluster.keep()["a"], want["a"])
 
 
 @settings(max_examples=60, deadline=None)

@@ -19,13 +19,16 @@ from sparsity.pruning import update_masks
 from sparsity.targets import Scope
 from sparsity.threshold import Cut, NonFiniteWeights, run, select
 from tests.unit.sparsity.oracle import expected_digest, expected_keep, position_hashes
-from tests.unit.sparsity.simulation import Cluster, Float32Array, split_randomly
+from tests.unit.sparsity.simulation import (
+    AWKWARD,
+    LARGEST,
+    Cluster,
+    Float32Array,
+    split_randomly,
+)
 
 VALUE_BYTES = 8 + 32 * 1024  # live weights; 3 rounds of 2^11, 2^10 and 2^10 int64 counts
 TIE_BYTES = 80 * 1024  # at most 6 more: four of 2^11 and two of 2^10
-LARGEST, SMALLEST, DENORMAL = 3.4028235e38, 1.1754944e-38, 1e-45
-# Few values, so that most weights tie; and the ends of what fp32 can hold.
-AWKWARD = [0.0, -0.0, 0.5, -0.5, 1.0, DENORMAL, -DENORMAL, 2e-45, SMALLEST, LARGEST, -LARGEST]
 
 values = st.one_of(
     st.sampled_from(AWKWARD),
@@ -221,7 +224,8 @@ def test_any_number_of_ranks_gives_the_same_masks() -> None:
         bounds = {name: split_randomly(w.size, ranks, rng) for name, w in weights.items()}
         # Inside the zeros, inside the ties at 0.01, between ties, and all but one.
         for count in (40, 3600, 6000, 9501)[:: 1 if ranks < 512 else 2]:
-            check(weights, bounds, [["a", "b", "c"]], [count])
+            wire = check(weights, bounds, [["a", "b", "c"]], [count]).wire
+            assert wire.bytes <= VALUE_BYTES + TIE_BYTES, "whatever the number of ranks"
         check(weights, bounds, [["a"], ["b"], ["c"]], [3000, 1, 20])
 
 
@@ -230,7 +234,8 @@ def test_4096_ranks() -> None:
     bounds = {"a": split_randomly(3000, 4096, np.random.default_rng(6))}
     assert sum(a == b for a, b in zip(bounds["a"], bounds["a"][1:], strict=False)) > 1000
     # Inside the ties at 0.01, which a digit or two of their hashes tell apart.
-    assert 4 < check(weights, bounds, [["a"]], [1150]).wire.rounds < 10
+    wire = check(weights, bounds, [["a"]], [1150]).wire
+    assert 4 < wire.rounds < 10 and wire.bytes <= VALUE_BYTES + TIE_BYTES
 
 
 def test_pieces_of_work_do_not_change_the_cut(monkeypatch: pytest.MonkeyPatch) -> None:
