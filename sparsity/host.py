@@ -7,20 +7,28 @@ times as slow.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from sparsity.population import MAGNITUDE, NON_FINITE, Population, chunk_size
+from sparsity.population import (
+    MAGNITUDE,
+    NON_FINITE,
+    Population,
+    chunk_size,
+    compare,
+    indices_of,
+)
 
 S = TypeVar("S")
 T = TypeVar("T")
 Int32Array = npt.NDArray[np.int32]
 
 _CPU = torch.device("cpu")
-_PIECES = 4  # of a part of a thread's work
+_LOOK = 2  # chunks that a thread looks at: with fewer it waits for the interpreter's lock
+_PART = 4  # looks of a part of a thread's work
 
 
 def host_threads(device: torch.device) -> int:
@@ -93,7 +101,7 @@ class HostWeights:
 
     def find_inside(self, low: int, high: int) -> "HostInside":
         """A run of parts a thread: handing out each would cost what the second core gives."""
-        size = chunk_size(_CPU) * _PIECES
+        size = chunk_size(_CPU) * _LOOK * _PART
         parts = [
             (number, at, min(at + size, population.weights.numel()))
             for number, population in enumerate(self._populations)
@@ -109,7 +117,8 @@ class HostWeights:
             done += stop - at
 
         def work_on(run: list[tuple[int, int, int]]) -> list[_Part]:
-            return [_scan(self._populations[n], n, at, stop, low, high) for n, at, stop in run]
+            scan = _Scan(low, high)
+            return [scan.part(self._populations[n], n, at, stop) for n, at, stop in run]
 
         found = [part for run in in_threads(work_on, runs, _CPU) for part in run]
         return HostInside(self._populations, found)
@@ -117,12 +126,13 @@ class HostWeights:
 
 @dataclass(frozen=True)
 class _Part:
-    """What a part of population `number` holds of a bracket."""
+    """What a part of population `number`, from weight `start` on, holds of a bracket."""
 
     number: int
+    start: int
     below: int
     keys: torch.Tensor
-    indices: torch.Tensor
+    indices: torch.Tensor  # int32, from `start` on
     non_finite: int
 
 
@@ -132,22 +142,25 @@ class HostInside:
     def __init__(self, populations: Sequence[Population], parts: Sequence[_Part]) -> None:
         self._populations, self._parts = populations, parts
         self.below = sum(part.below for part in parts)
-        self.count = sum(part.keys.numel() for part in parts)
         self.non_finite = sum(part.non_finite for part in parts)
+        # In one piece: there are many parts, with few keys each.
+        self._keys = torch.cat([torch.empty(0, dtype=torch.int32), *(p.keys for p in parts)])
+        self.count = self._keys.numel()
 
     @property
     def keys(self) -> HostKeys:
         """Of what was collected."""
-        return HostKeys([part.keys for part in self._parts])
+        return HostKeys([self._keys])
 
     def hash_equal(self, key: int) -> HostKeys:
         """Of what was collected, too."""
-        return HostKeys(
-            [
-                self._populations[part.number].hash_positions(part.indices[part.keys == key])
-                for part in self._parts
-            ]
-        )
+        hashes = []
+        for part in self._parts:
+            equal = indices_of(compare(part.keys, "==", key))
+            if equal.numel():
+                indices = part.indices[equal].long() + part.start
+                hashes.append(self._populations[part.number].hash_positions(indices))
+        return HostKeys(hashes)
 
 
 class _LiveBits:
@@ -167,41 +180,40 @@ def _count_live(population: Population) -> int:
     return int(np.count_nonzero(population.keep.numpy()))  # several times as fast as torch's
 
 
-def _scan(population: Population, number: int, at: int, stop: int, low: int, high: int) -> _Part:
-    weights: Int32Array = population.weights[at:stop].numpy().view(np.int32)
-    keep = None if population.keep is None else population.keep[at:stop].numpy()
-    # Reused by all pieces: fresh memory costs more than the comparisons.
-    size = chunk_size(_CPU)
-    key_scratch, flags = np.empty(size, np.int32), np.empty((3, size), np.bool_)
-    below = non_finite = 0
-    keys_inside, indices_inside = [], []
-    for first in range(0, weights.size, size):
-        piece = weights[first : first + size]
-        keys = key_scratch[: piece.size]
-        under, chosen, live = flags[:, : piece.size]
-        np.bitwise_and(piece, np.int32(MAGNITUDE), out=keys)
-        np.less(keys, np.int32(low), out=under)
-        np.less(keys, np.int32(high), out=chosen)
-        if keep is not None:
-            np.not_equal(keep[first : first + size], 0, out=live)
-            under &= live
-            chosen &= live
-        if keys.max() >= NON_FINITE:
-            wrong = keys >= NON_FINITE
-            non_finite += int(np.count_nonzero(wrong if keep is None else wrong & live))
-        below += int(np.count_nonzero(under))
-        chosen ^= under  # what is under low is under high
-        indices = np.flatnonzero(chosen)
-        keys_inside.append(keys[indices] - np.int32(low))
-        indices_inside.append(indices + (at + first))
-    return _Part(
-        number,
-        below,
-        _join(keys_inside, torch.int32),
-        _join(indices_inside, torch.int64),
-        non_finite,
-    )
+class _Scan:
+    """A thread's pass over its parts; new memory for each would cost more than the comparisons."""
+
+    def __init__(self, low: int, high: int) -> None:
+        self._low, self._high = np.int32(low), np.int32(high)
+        size = chunk_size(_CPU) * _LOOK
+        self._keys, self._flags = np.empty(size, np.int32), np.empty((3, size), np.bool_)
+
+    def part(self, population: Population, number: int, start: int, stop: int) -> _Part:
+        weights: Int32Array = population.weights[start:stop].numpy().view(np.int32)
+        keep = None if population.keep is None else population.keep[start:stop].numpy()
+        below = non_finite = 0
+        found_keys, found_indices = [], []
+        for at in range(0, weights.size, self._keys.size):
+            piece = weights[at : at + self._keys.size]
+            keys = self._keys[: piece.size]
+            under, chosen, live = self._flags[:, : piece.size]
+            np.bitwise_and(piece, np.int32(MAGNITUDE), out=keys)
+            np.less(keys, self._low, out=under)
+            np.less(keys, self._high, out=chosen)
+            if keep is not None:
+                np.not_equal(keep[at : at + piece.size], 0, out=live)
+                under &= live
+                chosen &= live
+            if keys.max() >= NON_FINITE:
+                wrong = keys >= NON_FINITE
+                non_finite += int(np.count_nonzero(wrong if keep is None else wrong & live))
+            below += int(np.count_nonzero(under))
+            chosen ^= under  # what is under the bracket is under its end
+            indices = np.flatnonzero(chosen)
+            found_keys.append(keys[indices] - self._low)
+            found_indices.append((indices + at).astype(np.int32))
+        return _Part(number, start, below, _join(found_keys), _join(found_indices), non_finite)
 
 
-def _join(pieces: list[npt.NDArray[Any]], dtype: torch.dtype) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate(pieces)) if pieces else torch.empty(0, dtype=dtype)
+def _join(pieces: list[Int32Array]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([np.empty(0, np.int32), *pieces]))

@@ -17,8 +17,8 @@ from distributed.hashing import position_hash
 MAGNITUDE_BITS = 31
 MAGNITUDE = 0x7FFFFFFF
 NON_FINITE = 0x7F800000  # the bits of infinity; NaNs lie above
-# Weights worked on at a time: temporaries stay in cache and add next to nothing to a rank's memory;
-# with fewer, two threads spend their time on the interpreter's lock.
+# Weights worked on at a time: temporaries stay in a cache and add little to a rank's memory; with
+# fewer, two threads spend their time on the interpreter's lock.
 CHUNK = 1 << 18
 _DEVICE_CHUNK = 1 << 24  # on a GPU a launch costs more than memory traffic
 
