@@ -97,7 +97,7 @@ class HostWeights:
             bits = sample.view(torch.int32).bitwise_and_(MAGNITUDE)
             keep = population.keep
             pieces.append(bits if keep is None else bits[keep[::stride] != 0])
-        return HostKeys(pieces)
+        return HostKeys([_join(pieces)])
 
     def find_inside(self, low: int, high: int) -> "HostInside":
         """A run of parts a thread: handing out each would cost what the second core gives."""
@@ -143,8 +143,7 @@ class HostInside:
         self._populations, self._parts = populations, parts
         self.below = sum(part.below for part in parts)
         self.non_finite = sum(part.non_finite for part in parts)
-        # In one piece: there are many parts, with few keys each.
-        self._keys = torch.cat([torch.empty(0, dtype=torch.int32), *(p.keys for p in parts)])
+        self._keys = _join([part.keys for part in parts])
         self.count = self._keys.numel()
 
     @property
@@ -185,16 +184,19 @@ class _Scan:
 
     def __init__(self, low: int, high: int) -> None:
         self._low, self._high = np.int32(low), np.int32(high)
-        size = chunk_size(_CPU) * _LOOK
-        self._keys, self._flags = np.empty(size, np.int32), np.empty((3, size), np.bool_)
+        self._size = chunk_size(_CPU) * _LOOK
+        most = self._size * 3 // 2 + 1
+        self._keys, self._flags = np.empty(most, np.int32), np.empty((3, most), np.bool_)
 
     def part(self, population: Population, number: int, start: int, stop: int) -> _Part:
         weights: Int32Array = population.weights[start:stop].numpy().view(np.int32)
         keep = None if population.keep is None else population.keep[start:stop].numpy()
         below = non_finite = 0
         found_keys, found_indices = [], []
-        for at in range(0, weights.size, self._keys.size):
-            piece = weights[at : at + self._keys.size]
+        # Looks of one size: a short one costs a thread as much waiting.
+        size = -(-weights.size // max(round(weights.size / self._size), 1))
+        for at in range(0, weights.size, size):
+            piece = weights[at : at + size]
             keys = self._keys[: piece.size]
             under, chosen, live = self._flags[:, : piece.size]
             np.bitwise_and(piece, np.int32(MAGNITUDE), out=keys)
@@ -212,8 +214,12 @@ class _Scan:
             indices = np.flatnonzero(chosen)
             found_keys.append(keys[indices] - self._low)
             found_indices.append((indices + at).astype(np.int32))
-        return _Part(number, start, below, _join(found_keys), _join(found_indices), non_finite)
+        keys_there, indices_there = (
+            _join([torch.from_numpy(a) for a in found]) for found in (found_keys, found_indices)
+        )
+        return _Part(number, start, below, keys_there, indices_there, non_finite)
 
 
-def _join(pieces: list[Int32Array]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([np.empty(0, np.int32), *pieces]))
+def _join(pieces: list[torch.Tensor]) -> torch.Tensor:
+    """Int32 pieces in one: each costs a question a few operations more."""
+    return torch.cat([torch.empty(0, dtype=torch.int32), *pieces])
