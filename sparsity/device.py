@@ -67,8 +67,9 @@ class Table:
         self.numel, self._longest = sum(numels), max(numels)
         self.before = np.cumsum([0, *numels])[:-1]  # weights of the rows above
         for p in populations:
-            check_address(p.weights, torch.float32, p)
-            check_address(p.keep, torch.int8, p)
+            self.check_address(p.weights, torch.float32, p.weights.numel())
+            if p.keep is not None:
+                self.check_address(p.keep, torch.int8, p.weights.numel())
         rows = [
             [p.weights.data_ptr() for p in populations],
             [0 if p.keep is None else p.keep.data_ptr() for p in populations],
@@ -88,12 +89,10 @@ class Table:
                     self._rows, len(self.populations), *arguments, BLOCK=_BLOCK, **constants
                 )
 
-
-def check_address(tensor: torch.Tensor | None, dtype: torch.dtype, like: Population) -> None:
-    """A kernel believes an address: that of another kind of tensor would be read as this one."""
-    if tensor is not None:
-        assert tensor.dtype == dtype and tensor.is_contiguous()
-        assert tensor.device == like.weights.device and tensor.numel() == like.weights.numel()
+    def check_address(self, tensor: torch.Tensor, dtype: torch.dtype, numel: int) -> None:
+        """A kernel believes an address: another tensor there would be read as what it is not."""
+        assert tensor.device == self.device and tensor.dtype == dtype
+        assert tensor.numel() == numel and tensor.is_contiguous()
 
 
 class DeviceKeys:
@@ -227,8 +226,6 @@ def prune(
     from sparsity import kernels
 
     masks = list(populations)
-    for mask in masks:
-        check_address(mask.keep, torch.int8, populations[mask])
     fragments = [mask.fragment for mask in masks]
     table = Table(
         [populations[mask] for mask in masks],
@@ -240,6 +237,8 @@ def prune(
         [fragment.owned.start for fragment in fragments],
         [fragment.owned.stop for fragment in fragments],
     )
+    for mask in masks:
+        table.check_address(mask.keep, torch.int8, populations[mask].weights.numel())
     counted = torch.zeros((2, len(masks)), dtype=torch.int64, device=table.device)
     table.launch(kernels.prune, counted[0], counted[1], tile=_TILE, TILE=_TILE)
     return dict(zip(masks, map(tuple, counted.T.tolist()), strict=True))

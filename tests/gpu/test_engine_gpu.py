@@ -23,6 +23,8 @@ DEVICE = torch.device("cuda", 0)
 SETUPS = [
     *({"stage": stage, "precision": p} for stage in (0, 1, 2, 3) for p in ("fp32", "bf16")),
     *({"stage": stage, "precision": "bf16", "offload_optimizer": True} for stage in (1, 2, 3)),
+    {"stage": 3, "precision": "bf16", "offload_param": True},
+    {"stage": 3, "precision": "bf16", "offload_param": True, "offload_optimizer": True},
 ]
 
 
@@ -33,14 +35,14 @@ def _group_of_one() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def engine_on_gpu(*, stage: int, precision: Any, offload_optimizer: bool = False) -> Engine:
+def engine_on_gpu(*, stage: int, precision: Any, **offload: bool) -> Engine:
     module = Toy()
     advanced = {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
     return build_engine(
         module,
         named_parameters=named(module),
         no_decay=NO_DECAY,
-        zero=ZeroConfig(stage=stage, advanced=advanced, offload_optimizer=offload_optimizer),
+        zero=ZeroConfig(stage=stage, advanced=advanced, **offload),  # type: ignore[arg-type]
         precision=precision,
         betas=(0.9, 0.98),
         eps=1e-8,

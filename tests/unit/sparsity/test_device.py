@@ -309,6 +309,8 @@ def test_addresses_of_other_tensors_are_refused() -> None:
     for wrong in (keep[:7], keep.int(), keep.repeat(2)[::2], torch.ones(8, device="meta")):
         with pytest.raises(AssertionError):
             Table([Population(values, wrong, 0, 0)])
+    with pytest.raises(AssertionError):
+        Table([Population(values, None, 0, 0), Population(values.to("meta"), None, 0, 0)])
 
 
 def bracket_all(monkeypatch: pytest.MonkeyPatch) -> None:
