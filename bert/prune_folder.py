@@ -82,7 +82,6 @@ def prune_folder(
 
     Raises:
         BadInput: on all ranks alike, naming what to change.
-        MasksDoNotFit: on all ranks, if `source` has masks of another pattern.
     """
     if output.exists():
         raise BadInput(f"{output} exists already: choose another folder")

@@ -11,7 +11,6 @@ from bert.prune_folder import PruneReport, prune_folder
 from distributed.errors import BadInput
 from distributed.topology import detect_topology, ensure_process_group
 from sparsity.schedule import SparsityConfig
-from sparsity.threshold import MasksDoNotFit
 
 
 def prune_once(
@@ -35,7 +34,7 @@ def prune_once(
         report = prune_folder(
             source, output, config, match=match, rank=topology.rank, ranks=topology.world_size
         )
-    except (BadInput, MasksDoNotFit) as error:  # on all ranks alike: one says it
+    except BadInput as error:  # on all ranks alike: one says it
         if topology.is_first:
             raise BadInput(_as_options(str(error))) from None
         raise SystemExit(2) from None

@@ -25,6 +25,7 @@ from typing import TypeVar
 
 import torch
 
+from distributed.errors import BadInput
 from distributed.hashing import position_hash, unsigned_order
 from sparsity.population import (
     MAGNITUDE_BITS,
@@ -56,7 +57,7 @@ class NonFiniteWeights(RuntimeError):
     """A prunable weight is infinite or NaN, so magnitudes have no order. Raised on all ranks."""
 
 
-class MasksDoNotFit(RuntimeError):
+class MasksDoNotFit(BadInput):
     """Masks from before are not of the pattern that is to continue them. On all ranks."""
 
     def __init__(self, what: str) -> None:
