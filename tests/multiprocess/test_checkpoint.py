@@ -98,11 +98,14 @@ def stop_and_go(setup: dict[str, Any], folder: Path) -> bool:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_resume_is_bit_identical(world_size: int, tmp_path: Path) -> None:
-    for stage in (0, 1, 2, 3):
-        for precision in ("fp32", "bf16"):
-            setup = {"stage": stage, "precision": precision}
-            folder = tmp_path / f"{stage}-{precision}"
-            assert all(pool.run(world_size, stop_and_go, setup, folder)), setup
+    setups: list[dict[str, Any]] = [
+        {"stage": stage, "precision": p} for stage in (0, 1, 2, 3) for p in ("fp32", "bf16")
+    ]
+    setups.append({"stage": 2, "precision": "bf16", "offload_optimizer": True})
+    offloaded = {"offload_param": True, "offload_optimizer": True}
+    setups.append({"stage": 3, "precision": "bf16", **offloaded})
+    for number, setup in enumerate(setups):
+        assert all(pool.run(world_size, stop_and_go, setup, tmp_path / str(number))), setup
 
 
 def write_trained(setup: dict[str, Any], folder: Path) -> Snapshot:
