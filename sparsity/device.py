@@ -33,7 +33,8 @@ def has_kernels(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     try:
-        return _try_kernels(device)
+        _try_kernels(device)
+        return True
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever it is, there is another way with the same answer
@@ -45,15 +46,18 @@ def has_kernels(device: torch.device) -> bool:
         return False
 
 
-def _try_kernels(device: torch.device) -> bool:
-    """Run each kernel on three weights."""
+def _try_kernels(device: torch.device) -> None:
+    """Run each kernel on three weights, and see that each answer is right."""
     mask = FragmentMask(Fragment("", 0, 3, 0, 0, 0, 3), device)
     weights = DeviceWeights([Population(torch.ones(3, device=device), mask.keep, mask.uid, 0)])
     (most,) = weights.keys.histogram(20, 11).nonzero()
     one = int(most) << 20
     found = weights.find_inside(one, one + 1).count
     pruned = prune(dict.fromkeys([mask], weights.populations[0]), {mask: Cut(one)})
-    return weights.count == found == pruned[mask][0] == 3 and KEEP not in mask.keep
+    if not weights.count == found == pruned[mask][0] == 3 or KEEP in mask.keep:
+        raise RuntimeError(
+            f"kernels found {weights.count}, {found}, {pruned[mask][0]} of 3 weights"
+        )
 
 
 class Table:

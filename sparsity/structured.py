@@ -103,16 +103,16 @@ class Blocks(StripedPattern):
 
     def exchange(self) -> Rounds[None]:
         """Score every block that touches this rank."""
+        self._kept = {mask: self._count_kept(mask) for mask in self._masters}
         yield from self._find_shared()
         used = (yield self._count_exponents()).nonzero()
         top = int(used.max()) if len(used) else 0
         # Every |w| is below 2^(top - 126): shift it up as far as a block's sum allows.
         shift = 62 - math.ceil(math.log2(self.pattern.unit_numel)) - (top - 126)
         sums = {mask: self._sums(mask, shift) for mask in self._masters}
-        kept = {mask: self._count_kept(mask) for mask in self._masters}
         parts = {
             mask: {
-                s: torch.stack([self._stripe(mask, of[mask], s) for of in (sums, kept)]).view(-1)
+                s: torch.cat([self._stripe(mask, of[mask], s) for of in (sums, self._kept)])
                 for s in self._partial(mask)
             }
             for mask in self._masters
@@ -161,9 +161,8 @@ class Blocks(StripedPattern):
 
     def _count_unfit(self) -> int:
         unfit = 0
-        for mask in self._masters:
-            left, whole = self._count_kept(mask), self.pattern.unit_numel
-            mixed = (left != 0) & (left != whole)
+        for mask, left in self._kept.items():
+            mixed = (left != 0) & (left != self.pattern.unit_numel)
             for stripe in self._partial(mask):  # known when they are shared
                 self._stripe(mask, mixed, stripe).fill_(False)
             unfit += int(mixed.sum())
@@ -171,9 +170,14 @@ class Blocks(StripedPattern):
 
     def _count_kept(self, mask: FragmentMask) -> torch.Tensor:
         """Int64 [units touched]: how many of each block's weights here are kept."""
-        counts = [
-            (keep != 0).sum((1, 3)).view(-1) for keep in self._by_unit(mask, elsewhere=PRUNED)
-        ]
+        f, stripes = mask.fragment, self._stripes[mask.fragment.name]
+        counts = []
+        for first, last, begin, end in stripes.chunks(f.start, f.start + f.length):
+            base, numel = first * stripes.extent, (last - first) * stripes.extent
+            kept = torch.zeros(numel, dtype=torch.bool, device=mask.keep.device)
+            kept[begin - base : end - base] = mask.keep[begin - f.start : end - f.start] != PRUNED
+            shaped = kept.view(last - first, stripes.rows, stripes.units, stripes.columns)
+            counts.append(shaped.sum((1, 3)).view(-1))
         return torch.cat(counts)
 
     def _count_exponents(self) -> torch.Tensor:
@@ -221,20 +225,8 @@ class Blocks(StripedPattern):
 
     def _whole(self, mask: FragmentMask) -> Population:
         """Every block that touches the fragment, live while any of its weights here is."""
-        live = -(self._count_kept(mask) != 0).to(torch.int8)
+        live = -(self._kept[mask] != 0).to(torch.int8)
         return Population(self._scores[mask], live, mask.uid, self._first_unit(mask))
-
-    def _by_unit(self, mask: FragmentMask, *, elsewhere: int) -> Iterator[torch.Tensor]:
-        """The mask int8 [stripes, rows, units, columns], piece by piece, of whole stripes.
-
-        `elsewhere` stands for weights of them that are in other fragments.
-        """
-        f, stripes = mask.fragment, self._stripes[mask.fragment.name]
-        for first, last, begin, end in stripes.chunks(f.start, f.start + f.length):
-            base, numel = first * stripes.extent, (last - first) * stripes.extent
-            keep = torch.full((numel,), elsewhere, dtype=torch.int8, device=mask.keep.device)
-            keep[begin - base : end - base] = mask.keep[begin - f.start : end - f.start]
-            yield keep.view(last - first, stripes.rows, stripes.units, stripes.columns)
 
 
 def _rank_in_group(order: torch.Tensor) -> torch.Tensor:

@@ -252,7 +252,7 @@ def test_where_triton_does_not_run_the_host_serves(
     """No compiler, say: the same masks, and a warning that says why they take longer."""
     monkeypatch.undo()  # the fixture's kernels for any device
 
-    def fail(_: torch.device) -> bool:
+    def fail(_: torch.device) -> None:
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(device, "_try_kernels", fail)
@@ -264,8 +264,15 @@ def test_where_triton_does_not_run_the_host_serves(
 
 def test_the_trial_runs_each_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     launched = count_launches(monkeypatch)
-    assert device._try_kernels(torch.device(DEVICE))
+    device._try_kernels(torch.device(DEVICE))
     assert sorted(launched) == ["collect", "count_live", "histogram", "prune"]
+
+
+def test_a_wrong_answer_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is told, like a compiler that is missing."""
+    monkeypatch.setattr(device, "prune", lambda masks, _: {mask: (2, 0) for mask in masks})
+    with pytest.raises(RuntimeError, match="3, 3, 2 of 3 weights"):
+        device._try_kernels(torch.device(DEVICE))
 
 
 def test_ranks_with_kernels_and_without_agree(monkeypatch: pytest.MonkeyPatch) -> None:
