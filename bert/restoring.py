@@ -27,6 +27,7 @@ from distributed.checkpoint import MASK, MASTER, Checkpoint
 from distributed.checkpoint_manifest import MANIFEST
 from distributed.errors import BadInput
 from distributed.partition import ReadRange
+from distributed.partition_check import check_partition
 from distributed.zero import Engine
 from sparsity.controller import SparsityController, SparsityState
 from sparsity.schedule import SparsityConfig
@@ -165,7 +166,7 @@ def restore_engine(engine: Engine, start: Start, sparsity: SparsityController | 
         sparsity.load_masks(start.masks, expected_digest=start.digest)
         if start.sparsity_state is not None:
             sparsity.load_state(dict(start.sparsity_state))
-    engine.partition.check()
+    check_partition(engine.partition)
 
 
 def read_source(

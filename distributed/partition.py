@@ -22,17 +22,11 @@ from typing import Any
 
 import torch
 
-from distributed.collectives import all_reduce_max, all_reduce_sum
 from distributed.errors import BadInput
-from distributed.hashing import name_hash, position_hash
 from distributed.support import check_supported
 
 NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
 ReadRange = Callable[[str, int, int], torch.Tensor]  # (name, start, length) -> fp32 [length]
-
-# Positions at which the copy that the forward reads is compared with the master, per fragment.
-_SAMPLES = 4096
-_MISPLACED = 2  # what a rank says of a parameter; 1 says that its copies differ
 
 
 @dataclass(frozen=True)
@@ -291,53 +285,6 @@ class Partition:
             for fragment in self.fragments:
                 self.weight(fragment).copy_(self.master(fragment))
 
-    def check(self) -> None:
-        """Collective: raise on all ranks unless each weight is owned once and sampled copies agree.
-
-        Every fragment lies within its master and apart from the others, so padding is in none.
-
-        Owned ranges tile [0, numel) exactly when the hashes of their starts less those of their
-        stops leave hash(0) - hash(numel): forward edges with one unit of flow from 0 to numel are
-        one path.
-        """
-        names = list(self.numels)
-        row = {name: i for i, name in enumerate(names)}
-        balance = torch.zeros(len(names), dtype=torch.int64)
-        differs = torch.zeros(len(names), dtype=torch.int64)
-        misplaced = self._misplaced()
-        for f in self.fragments:
-            if f.name in misplaced:
-                differs[row[f.name]] = _MISPLACED
-                continue
-            if f.owned_start < f.owned_stop:
-                ends = _edge_hashes(f.name, f.owned_start, f.owned_stop)
-                balance[row[f.name]] += ends[0] - ends[1]
-            stride = max(1, f.length // _SAMPLES)
-            weight, master = self.weight(f)[::stride], self.master(f)[::stride]
-            cast = master.to(device=weight.device, dtype=weight.dtype)
-            # A NaN is not itself; to say that weights are not finite is others' work.
-            same = (weight == cast) | (weight.isnan() & cast.isnan())
-            differs[row[f.name]] |= int(not same.all())
-        balance, differs = all_reduce_sum(balance), all_reduce_max(differs)
-        for name, i in row.items():
-            if differs[i] == _MISPLACED:
-                raise RuntimeError(f"{name} is not in its place in a rank's fp32 masters")
-            ends = _edge_hashes(name, 0, self.numels[name])
-            if self.numels[name] and balance[i] != ends[0] - ends[1]:
-                raise RuntimeError(f"the ranks' partitions do not tile {name} exactly once")
-            if differs[i]:
-                raise RuntimeError(f"the model's copy of {name} is not its fp32 master, rounded")
-
-    def _misplaced(self) -> set[str]:
-        """Parameters with a fragment beyond its master's end or over another fragment."""
-        ends = [0] * len(self.masters())
-        wrong = set()
-        for f in sorted(self.fragments, key=lambda f: (f.slot, f.offset)):
-            if f.offset < ends[f.slot] or f.offset + f.length > self.masters()[f.slot].numel():
-                wrong.add(f.name)
-            ends[f.slot] = f.offset + f.length
-        return wrong
-
 
 def _whole(name: str, start: int, length: int, slot: int, offset: int) -> Fragment:
     """A fragment that no other rank holds."""
@@ -347,7 +294,3 @@ def _whole(name: str, start: int, length: int, slot: int, offset: int) -> Fragme
 def _full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
     # Stage 3 leaves an empty tensor in place of the parameter and keeps its shape beside it.
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def _edge_hashes(name: str, start: int, stop: int) -> torch.Tensor:
-    return position_hash(name_hash(name), torch.tensor([start, stop]))

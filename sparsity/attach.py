@@ -15,6 +15,7 @@ from torch import nn
 
 from distributed.errors import BadInput
 from distributed.partition import Partition
+from distributed.partition_check import check_partition
 from sparsity.controller import SparsityController
 from sparsity.schedule import SparsityConfig
 
@@ -53,7 +54,7 @@ def attach(
     names = _choose(engine.module, [name for name, _ in named], prunable)
     partition = Partition(engine, named)
     partition.refresh_replicas()
-    partition.check()
+    check_partition(partition)
     sparsity = SparsityController(
         config, partition, prunable=names, optimizer=engine.basic_optimizer
     )

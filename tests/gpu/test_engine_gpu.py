@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from distributed.collectives import AgreedFlag, all_reduce_max, all_reduce_sum, broadcast_json
 from distributed.config import ZeroConfig
+from distributed.partition_check import check_partition
 from distributed.topology import Topology, ensure_process_group
 from distributed.zero import Engine, build_engine
 from sparsity.controller import SparsityController
@@ -70,7 +71,7 @@ def masks_of(sparsity: SparsityController, numels: dict[str, int]) -> dict[str, 
 def test_training_prunes_as_numpy_says(setup: dict[str, Any]) -> None:
     engine = engine_on_gpu(**setup)
     partition = engine.partition
-    partition.check()
+    check_partition(partition)
     sparsity = attach(engine, CUBIC)
     keep = {name: np.ones(partition.numels[name], bool) for name in PRUNABLE}
     total = sum(k.size for k in keep.values())
@@ -92,7 +93,7 @@ def test_training_prunes_as_numpy_says(setup: dict[str, Any]) -> None:
         sparsity.mask_gradients()
         assert engine.step(1e-2)
         sparsity.after_step(True)
-        partition.check()
+        check_partition(partition)
         assert sparsity.find_violation() is None
     packed = sparsity.packed_masks()
     assert all(mask.device.type == "cpu" for mask in packed.values())

@@ -13,6 +13,7 @@ from torch import nn
 
 from distributed.errors import BadInput
 from distributed.partition import Partition
+from distributed.partition_check import check_partition
 from distributed.zero import import_deepspeed
 from sparsity.attach import attach, find_linear_weights
 from sparsity.controller import SparsityController
@@ -149,7 +150,7 @@ def train_and_check(stage: int, precision: str, accumulation: int) -> list[str]:
         assert not sparsity.state.pending
         assert sparsity.find_violation() is None
         assert not alive
-        partition.check()
+        check_partition(partition)
         moments = gather(sparsity, {f: partition.moments(f)["exp_avg"] for f in sparsity._masks})
         after = gather(sparsity, {f: partition.master(f) for f in sparsity._masks})
         for n in PRUNED:

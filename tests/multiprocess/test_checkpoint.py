@@ -13,6 +13,7 @@ from distributed.checkpoint_manifest import MANIFEST, BadCheckpoint, seal
 from distributed.checkpoint_retention import remove_old
 from distributed.checkpoint_writer import save_checkpoint
 from distributed.config import CheckpointConfig
+from distributed.partition_check import check_partition
 from sparsity.controller import SparsityController
 from sparsity.schedule import SparsityConfig
 from tests.multiprocess import pool
@@ -119,7 +120,7 @@ def write_trained(setup: dict[str, Any], folder: Path) -> Snapshot:
 def move(setup: dict[str, Any], path: Path, folder: Path) -> Snapshot:
     """Read on this world size and stage, and write again from it."""
     engine, sparsity = restore(setup, path)
-    engine.partition.check()
+    check_partition(engine.partition)
     save(engine, sparsity, folder, 3)
     return snapshot(engine, sparsity)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from distributed.partition_check import check_partition
 from sparsity.controller import SparsityController
 from sparsity.schedule import SparsityConfig
 from tests.multiprocess import pool
@@ -100,7 +101,7 @@ def test_offload_keeps_moments_clean_and_says_that_the_norm_is_not() -> None:
 
 def fresh_masters(setup: dict[str, Any]) -> dict[str, torch.Tensor]:
     engine = toy_engine(**setup)
-    engine.partition.check()
+    check_partition(engine.partition)
     assert engine.partition.optimizer_steps() == 0
     return gather_masters(engine)
 
@@ -159,7 +160,7 @@ def damaged_check(stage: int, damage: str) -> str:
     """One rank's partition is wrong; what each rank says of it."""
     engine = toy_engine(stage=stage, precision="bf16")
     partition = engine.partition
-    partition.check()
+    check_partition(partition)
     if partition.rank == 1:
         *rest, last = sorted(partition.fragments, key=lambda f: (f.slot, f.offset))
         if damage == "missing":
@@ -172,7 +173,7 @@ def damaged_check(stage: int, damage: str) -> str:
         elif damage == "stale":
             partition.master(last).add_(1.0)
     try:
-        partition.check()
+        check_partition(partition)
     except RuntimeError as error:
         return str(error)
     return "nothing is wrong"

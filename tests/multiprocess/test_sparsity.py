@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from distributed.hashing import hex_digest, name_hash, position_hash, unsigned_order
+from distributed.partition_check import check_partition
 from sparsity.controller import SparsityController
 from sparsity.schedule import SparsityConfig, compute_pruned_count, compute_target
 from tests.multiprocess import pool
@@ -102,7 +103,7 @@ def oracle_digest(keep: dict[str, np.ndarray]) -> str:
 def check_training(setup: dict[str, Any]) -> list[str]:
     """Seven steps; every update against the oracle, every copy of every weight after every step."""
     engine = toy_engine(**setup)
-    engine.partition.check()
+    check_partition(engine.partition)
     sparsity = attach(engine, CUBIC)
     keep = {
         name: np.ones(n, bool) for name, n in engine.partition.numels.items() if name in PRUNABLE
@@ -123,7 +124,7 @@ def check_training(setup: dict[str, Any]) -> list[str]:
             digests.append(sparsity.state.digest)
         assert train_step(engine, step)
         sparsity.after_step(True)
-        engine.partition.check()
+        check_partition(engine.partition)
         assert sparsity.find_violation() is None
         masters = gather_masters(engine)
         for name in PRUNABLE if digests else ():
