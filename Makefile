@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUNS := runs/demo-general runs/demo-control runs/demo-pubmed
 SHARDS := wikipedia books pubmed
 
-.PHONY: setup demo clean-demo test lint
+.PHONY: setup demo clean-demo test test-cluster lint
 
 setup: .venv/installed
 
@@ -27,8 +27,13 @@ demo: setup
 clean-demo:
 	rm -rf $(RUNS) $(foreach s,$(SHARDS),data/$(s) data/$(s)-validation) exports/demo-pubmed
 
+# 15 minutes or less on two idle cores: unit tests, several processes, whole runs with and without Ray.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cluster"
+
+# The rest: SLURM, several nodes, faults, kill points, mutations, network storage, mirrors.
+test-cluster: setup
+	$(BIN)/python -m pytest -m cluster
 
 lint: setup
 	$(BIN)/ruff check .

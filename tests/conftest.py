@@ -1,8 +1,24 @@
 import os
 
+import pytest
 import torch
 
 # Triton decides it when it is imported, and transformers imports it: without a GPU our kernels run
 # on the CPU.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+_left_out = 0
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    global _left_out
+    _left_out += sum(item.get_closest_marker("cluster") is not None for item in items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _left_out:
+        terminalreporter.write_line(
+            f"left out: {_left_out} tests on clusters (SLURM, several nodes, faults, kill points, "
+            "mutations, network storage, mirrors); `make test-cluster` runs them"
+        )

@@ -77,7 +77,7 @@ class Command:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def workers(self) -> list[psutil.Process]:
-        """The training processes of a Ray cluster that the command itself started."""
+        """The training processes of the Ray cluster that the command started."""
         found = []
         for process in self.descendants():
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -123,8 +123,8 @@ def alone(workspace: Path, config_file: Path, start: Start) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cluster(start: Start) -> Iterator[dict[str, str]]:
-    """A Ray cluster of two CPUs with a token of its own: the environment that reaches it."""
+def ray_head(start: Start) -> Iterator[tuple[Command, dict[str, str]]]:
+    """A Ray cluster of two CPUs with a token of its own: what runs it, and how to reach it."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # its sockets need a short path
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
@@ -137,10 +137,16 @@ def cluster(start: Start) -> Iterator[dict[str, str]]:
     address = folder / "ray_current_cluster"
     try:
         command.await_that(lambda: address.exists() and "runtime" in command.out, "Ray is up")
-        yield {**env, "RAY_ADDRESS": address.read_text().strip()}
+        yield command, {**env, "RAY_ADDRESS": address.read_text().strip()}
     finally:
         command.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(ray_head: tuple[Command, dict[str, str]]) -> dict[str, str]:
+    """The environment that reaches the Ray cluster that tests share."""
+    return ray_head[1]
 
 
 # The first argument of a Command is `launch`; here it is Ray's own command line that follows it.

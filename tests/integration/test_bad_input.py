@@ -1,10 +1,7 @@
 """Bad input: exit code 2, one sentence on what to change, no traceback, nothing half-written."""
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,22 +9,13 @@ import pytest
 
 from tests.integration.commands import ROOT, Command, environment
 from tests.integration.conftest import VOCABULARY, Start
+from tests.integration.forking import ForkServer
 
-# The real command line, once a case, in a child that need not import torch again.
-SERVER = """
-import json, os, sys
-import bert.corpora.prepare, launch.driver
+COMMAND_LINE = """
+import sys
 from launch.__main__ import main
-for line in sys.stdin:
-    arguments, out, err = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        for descriptor, file in ((1, out), (2, err)):
-            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-        sys.argv = ["sparsebert", *arguments]
-        main()
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+sys.argv = ["sparsebert", *arguments]
+main()
 """
 Refused = Callable[..., str]
 
@@ -35,32 +23,20 @@ Refused = Callable[..., str]
 @pytest.fixture(scope="module")
 def refused(workspace: Path) -> Iterator[Refused]:
     """Run a command that must be refused and leave `runs` and `data` as they are; its sentence."""
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=environment(),
-    )
-    assert server.stdin is not None and server.stdout is not None
-    stdin, stdout = server.stdin, server.stdout
+    preload = ("bert.corpora.prepare", "launch.driver")  # which import torch
+    with ForkServer(preload, env=environment(), cwd=ROOT) as server:
 
-    def refused(*arguments: str | Path) -> str:
-        out, err = workspace / "refused.out", workspace / "refused.err"
-        before = list_files(workspace)
-        stdin.write(json.dumps([[*map(str, arguments)], str(out), str(err)]) + "\n")
-        stdin.flush()
-        code = int(stdout.readline())
-        assert (code, out.read_text()) == (2, ""), err.read_text()
-        (line,) = err.read_text().splitlines()
-        assert line.startswith("error: ")
-        assert list_files(workspace) == before
-        return line
+        def refused(*arguments: str | Path) -> str:
+            out, err = workspace / "refused.out", workspace / "refused.err"
+            before = list_files(workspace)
+            code = server.run(COMMAND_LINE, *arguments, out=out, err=err, cwd=ROOT)
+            assert (code, out.read_text()) == (2, ""), err.read_text()
+            (line,) = err.read_text().splitlines()
+            assert line.startswith("error: ")
+            assert list_files(workspace) == before
+            return line
 
-    yield refused
-    stdin.close()
-    server.wait(60)
+        yield refused
 
 
 def list_files(workspace: Path) -> set[Path]:
@@ -138,6 +114,7 @@ def test_pubmed_that_is_not_well_formed(refused: Refused, workspace: Path, shard
     assert str(broken) in sentence
 
 
+@pytest.mark.cluster
 def test_more_workers_than_the_cluster_holds(
     config_file: Path, cluster: dict[str, str], start: Start, workspace: Path
 ) -> None:
@@ -149,6 +126,7 @@ def test_more_workers_than_the_cluster_holds(
     assert not (workspace / "runs" / "many").exists()
 
 
+@pytest.mark.cluster
 def test_a_cluster_that_does_not_answer(config_file: Path, start: Start, workspace: Path) -> None:
     env = environment(RAY_ADDRESS="127.0.0.1:1")
     command = start("pretrain", config_file, "name=unreachable", env=env)

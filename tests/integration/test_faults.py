@@ -11,6 +11,7 @@ from safetensors import safe_open
 from tests.integration.commands import Command, assert_quiet, checkpoints, last_step, metrics
 from tests.integration.conftest import STEPS, Start
 
+pytestmark = pytest.mark.cluster
 # What a restart measures anew.
 MEASURED = ("throughput/", "memory/", "time", "seconds")
 
@@ -63,10 +64,15 @@ def assert_stopped(command: Command, run: Path, number: signal.Signals) -> int:
     return step
 
 
-def read_pid(run: Path, command: Command) -> int:
-    """Of the worker that does not write the TensorBoard file, whose name has its writer."""
+def read_pid(run: Path, cluster: Command) -> int:
+    """Of the worker that does not write the TensorBoard file, whose name has its writer.
+
+    Args:
+        run: of two workers, the only ones that `cluster` has.
+        cluster: the command that started Ray.
+    """
     newest = max((run / "tensorboard").iterdir(), key=lambda file: file.stat().st_mtime_ns)
-    workers = {worker.pid for worker in command.workers()}
+    workers = {worker.pid for worker in cluster.workers()}
     assert len(workers) == 2
     (other,) = workers - {int(part) for part in newest.name.split(".") if part.isdigit()}
     return other

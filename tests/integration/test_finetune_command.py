@@ -16,9 +16,11 @@ from tests.multiprocess import runs, tasks
 ROOT = Path(__file__).parents[2]
 
 
-def sparsebert(*arguments: object) -> subprocess.CompletedProcess[str]:
+def sparsebert(
+    *arguments: object, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "launch", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +55,22 @@ def task_file(tmp_path: Path) -> Path:
     return file
 
 
-def test_ray_trains_each_seed(models: dict[str, Path], task_file: Path) -> None:
+@pytest.mark.cluster
+def test_ray_trains_each_seed(
+    models: dict[str, Path], task_file: Path, cluster: dict[str, str]
+) -> None:
     arguments = [task_file, f"model.init_from={models['sparse']}", "launch.num_workers=2",
                  "launch.cpus_per_worker=0.5"]  # fmt: skip
-    done = sparsebert("finetune", *arguments, "--json")
+    done = sparsebert("finetune", *arguments, "--json", env=cluster)
     assert done.returncode == 0, done.stderr
     file = task_file.parent / "runs" / "words" / "seed-1" / "results.json"
     found = json.loads(file.read_text())
     assert found["test"]["accuracy"] >= 0 and found["sparsity"]["over_prunable"] == pytest.approx(
         0.8, abs=1e-3
     )
-    again = sparsebert("finetune", *arguments)
+    again = sparsebert("finetune", *arguments, env=cluster)
     assert again.returncode == 0 and "is complete" in again.stdout
-    other = sparsebert("finetune", *arguments, f"model.init_from={models['dense']}")
+    other = sparsebert("finetune", *arguments, f"model.init_from={models['dense']}", env=cluster)
     assert other.returncode == 2 and "the content of model.init_from was" in other.stderr
 
 
@@ -78,6 +83,7 @@ def test_a_wrong_file_is_one_sentence(models: dict[str, Path], task_file: Path) 
     assert not (task_file.parent / "runs").exists()
 
 
+@pytest.mark.cluster
 def test_a_study_runs_what_is_missing(models: dict[str, Path], task_file: Path) -> None:
     folder = task_file.parent / "runs" / "tiny"
     fields = {
@@ -141,6 +147,7 @@ def _read(file: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.cluster
 def test_a_stopped_study_says_so_and_goes_on(models: dict[str, Path], task_file: Path) -> None:
     folder = task_file.parent / "runs" / "stopped"
     fields = {

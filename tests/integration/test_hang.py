@@ -10,15 +10,22 @@ from tests.integration.commands import Command
 from tests.integration.conftest import Start
 from tests.integration.test_faults import assert_equal_runs, read_pid
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.mark.timeout(900)
 def test_a_stopped_worker_is_replaced(
-    reference: tuple[Command, Path], workspace: Path, config_file: Path, start: Start
+    reference: tuple[Command, Path],
+    ray_head: tuple[Command, dict[str, str]],
+    workspace: Path,
+    config_file: Path,
+    start: Start,
 ) -> None:
     run = workspace / "runs" / "hangs"
-    command = start("pretrain", config_file, "name=hangs", "launch.hang_seconds=20")
+    head, env = ray_head
+    command = start("pretrain", config_file, "name=hangs", "launch.hang_seconds=20", env=env)
     command.await_step(run, 12)
-    os.kill(read_pid(run, command), signal.SIGSTOP)
+    os.kill(read_pid(run, head), signal.SIGSTOP)
     assert command.wait() == 0, command.out + command.err
     assert "worker 0: no step was finished for 20 s" in command.out
     assert "restarting from step 10" in command.out

@@ -15,6 +15,7 @@ from tests.integration.conftest import Start
 from tests.integration.faults.sitecustomize import POINTS
 from tests.integration.test_faults import assert_equal_runs
 
+pytestmark = pytest.mark.cluster
 FAULTS = Path(__file__).parent / "faults"
 # (point, which time since the process started, on which of two ranks). Each later in the run than
 # the one before, or Ray's driver takes them for one crash that repeats.

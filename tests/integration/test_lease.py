@@ -4,8 +4,12 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.integration.commands import last_step
 from tests.integration.conftest import STEPS, Start
+
+pytestmark = pytest.mark.cluster
 
 
 def test_the_second_is_refused_and_a_killed_one_blocks_nobody(

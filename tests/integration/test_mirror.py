@@ -10,6 +10,8 @@ from tests.integration.commands import checkpoints, last_step
 from tests.integration.conftest import Start
 from tests.integration.test_faults import assert_equal_runs
 
+pytestmark = pytest.mark.cluster
+
 
 def test_a_lost_run_folder(alone: Path, workspace: Path, config_file: Path, start: Start) -> None:
     run, mirror = workspace / "runs" / "mirrored", workspace / "other-disk"

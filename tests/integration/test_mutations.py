@@ -2,14 +2,24 @@
 
 import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from tests.integration.forking import ForkServer
+
+pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
+# A failure need not be told by the smallest example.
+PYTEST = """
+import pytest, sys
+from hypothesis import Phase, settings
+settings.register_profile("find", phases=[Phase.explicit, Phase.generate])
+settings.load_profile("find")
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *arguments]))
+"""
 COPIED = ("distributed", "sparsity", "bert", "launch", "tests", "pyproject.toml")
 
 
@@ -169,20 +179,32 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_test(folder: Path, test: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture(scope="module")
+def run_test(copy: Path) -> Iterator[Callable[[str], tuple[int, str]]]:
+    """Run one test of the copy in a process of its own: pytest's exit code, and what it printed.
+
+    Each process is a fork of one that has imported the libraries and nothing of the project.
+    """
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(copy),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TRITON_INTERPRET": "1",
+        "SPARSEBERT_TEST_POOL": "fork",
+    }
+    preload = ("pytest", "hypothesis", "torch", "deepspeed", "transformers", "numpy.testing")
+    out, err = copy / "stdout", copy / "stderr"
+    with ForkServer(preload, env=environ, cwd=copy) as server:
+
+        def run_test(test: str) -> tuple[int, str]:
+            code = server.run(PYTEST, test, out=out, err=err, cwd=copy)
+            return code, out.read_text()[-3000:] + err.read_text()[-1000:]
+
+        yield run_test
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_a_test_notices(copy: Path, name: str) -> None:
+def test_a_test_notices(copy: Path, name: str, run_test: Callable[[str], tuple[int, str]]) -> None:
     mutation = MUTATIONS[name]
     if mutation.test.startswith(DEVICE):
         pytest.importorskip("triton", reason="Triton is there on Linux only")
@@ -191,20 +213,20 @@ def test_a_test_notices(copy: Path, name: str) -> None:
     assert original.count(mutation.old) == 1, f"{mutation.file} no longer has: {mutation.old}"
     file.write_text(original.replace(mutation.old, mutation.new))
     try:
-        result = run_test(copy, mutation.test)
+        code, told = run_test(mutation.test)
     finally:
         file.write_text(original)
-    assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-1000:]
+    assert code == 1, told
     # It ran the mutated copy, and failed by what it saw rather than by a broken import.
-    assert "1 failed" in result.stdout, result.stdout[-3000:]
+    assert "1 failed" in told, told
 
 
-def test_the_copy_passes_unbroken(copy: Path) -> None:
+def test_the_copy_passes_unbroken(run_test: Callable[[str], tuple[int, str]]) -> None:
     """Otherwise the failures above would show nothing."""
     for test in (
         f"{THRESHOLD}::test_updates_add_up",
         f"{DEVICE}::test_masks_equal_the_oracle",
         f"{ATTACH}[2-fp32]",
     ):
-        result = run_test(copy, test)
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
+        code, told = run_test(test)
+        assert code == 0, told

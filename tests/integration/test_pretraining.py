@@ -82,6 +82,7 @@ def local_digest(workspace: Path, config_file: Path, start: Start) -> str:
 @pytest.mark.parametrize(
     ("num_workers", "stage", "precision"), [(1, 0, "fp32"), (2, 1, "bf16"), (3, 3, "bf16")]
 )
+@pytest.mark.cluster
 def test_one_mask_on_any_number_of_workers(
     num_workers: int,
     stage: int,
@@ -125,6 +126,7 @@ def test_one_mask_under_torchrun(
     assert digests(run) == {local_digest}
 
 
+@pytest.mark.cluster
 def test_transfer_with_frozen_masks_then_export(
     reference: tuple[Command, Path],
     workspace: Path,

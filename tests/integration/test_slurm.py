@@ -13,7 +13,7 @@ from tests.integration.test_faults import assert_equal_runs
 from tests.integration.virtual_nodes import VirtualNodes, wait_until
 
 MISSING = virtual_nodes.why_not() or slurm_cluster.why_not()
-pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
 pytestmark += [pytest.mark.timeout(1200)]
 SCRIPT = ROOT / "launch" / "slurm" / "pretrain.sbatch"
 

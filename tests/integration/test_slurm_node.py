@@ -12,6 +12,8 @@ import pytest
 
 from launch.slurm.node import RayLost, ray_node
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

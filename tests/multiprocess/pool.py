@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_SECONDS = 300.0
+# "fork" is for a process that has imported torch and DeepSpeed and has started no thread.
+START_METHOD = "SPARSEBERT_TEST_POOL"
 
 
 def _serve(rank: int, world_size: int, store: str, tasks: Any, results: Any) -> None:
@@ -41,7 +43,7 @@ class Pool:
     """`world_size` processes in one group."""
 
     def __init__(self, world_size: int) -> None:
-        context = mp.get_context("spawn")
+        context = mp.get_context(os.environ.get(START_METHOD, "spawn"))
         self._folder = tempfile.TemporaryDirectory()
         store = str(Path(self._folder.name) / "store")
         self._results = context.Queue()
