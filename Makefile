@@ -4,14 +4,22 @@ BIN := .venv/bin
 RUNS := runs/demo-general runs/demo-control runs/demo-pubmed
 SHARDS := wikipedia books pubmed
 
-.PHONY: setup demo clean-demo test test-cluster lint
+.PHONY: setup constraints demo clean-demo test test-cluster test-wheel lint
 
 setup: .venv/installed
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+# Take the newest releases that pyproject.toml admits; constraints.txt says what to do then.
+constraints:
+	rm -rf build/newest && $(PYTHON) -m venv build/newest
+	build/newest/bin/pip install --quiet --disable-pip-version-check --editable '.[dev,plots]'
+	(grep '^#' constraints.txt; build/newest/bin/pip freeze --exclude-editable | \
+		sed -e 's/+cpu$$//' -e "s/^triton==.*/$$(grep ^triton== constraints.txt)/") >build/constraints.txt
+	mv build/constraints.txt constraints.txt && rm -rf build/newest
 
 # Prepare real text, pretrain while pruning to 90 %, continue on PubMed, export, report.
 demo: setup
@@ -34,6 +42,10 @@ test: setup
 # The rest: SLURM, several nodes, faults, kill points, mutations, network storage, mirrors.
 test-cluster: setup
 	$(BIN)/python -m pytest -m cluster
+
+# The wheel in a new environment, used from another folder.
+test-wheel: setup
+	tests/check_wheel.sh $(PYTHON)
 
 lint: setup
 	$(BIN)/ruff check .
