@@ -128,13 +128,19 @@ def count_classes(splits: Mapping[str, Split], labels: Sequence[str]) -> ClassCo
 
 def find_warnings(counts: ClassCounts, labels: Sequence[str], task: TaskConfig) -> tuple[str, ...]:
     """What a reader of the classes would ask about: like names, and classes of one split alone."""
+    warnings = []
+    if "-1" in labels and "-1" not in [*(label_names(task) or ()), *label_map(task).values()]:
+        warnings.append(
+            "the label '-1' is a class of its own, though it often means unlabelled: name it in "
+            "task.skip_labels to leave its records out"
+        )
     if task.kind == "tokens":
         counts = {name: _count_types(of_split) for name, of_split in counts.items()}
         labels = list(dict.fromkeys(_type_of(tag) for tag in labels if tag != "O"))
     alike = defaultdict(list)
     for label in labels:
         alike[label.casefold()].append(label)
-    warnings = [
+    warnings += [
         f"the labels {' and '.join(map(repr, group))} differ in nothing but capital letters"
         for group in alike.values()
         if len(group) > 1

@@ -178,6 +178,8 @@ class TaskConfig(Config):
                     f"task.{name} is a hub data set, which task.format records and marked read and "
                     f"{self.format} does not: give files in its published layout"
                 )
+        if self.format == "folders" and not self.labels:
+            raise ValueError("task.format folders needs task.labels, the names of the folders")
         if self.quotes is not None and self.format not in _READ_RECORDS:
             raise ValueError(f"task.quotes is not for task.format {self.format}")
         if any(label != label.strip() for label in self.skip_labels):

@@ -114,7 +114,7 @@ def as_label(value: Any, record: Record, column: str) -> str:
             f"string or a number must be{_suggest_path(value, column)}"
         )
     label = value.strip()
-    if _spells_a_list(label):
+    if spells_a_list(label):
         raise BadInput(
             f"{record.place} has the label {_cut(label)} in the column {column}, which spells a "
             "list as text: write JSON lines with a list, or the labels with "
@@ -142,6 +142,19 @@ def equals(value: Any, wanted: str | int | float | bool, place: str, column: str
     if isinstance(value, bool):
         return str(value).lower() == str(wanted).lower()
     return str(value) == str(wanted)
+
+
+def spells_a_list(text: str) -> bool:
+    """Whether `text` is a list, an array or an object as Python, numpy or JSON write it."""
+    if len(text) < 2 or (text[0], text[-1]) not in (("[", "]"), ("(", ")"), ("{", "}")):
+        return False
+    if _ARRAY.fullmatch(text):
+        return True
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return isinstance(value, list | tuple | set | dict)
 
 
 def describe(value: Any) -> str:
@@ -182,19 +195,6 @@ def _suggest_path(value: Any, column: str) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _spells_a_list(text: str) -> bool:
-    """Whether `text` is a list or an array as Python, numpy or JSON write it."""
-    if len(text) < 2 or (text[0], text[-1]) not in (("[", "]"), ("(", ")"), ("{", "}")):
-        return False
-    if _ARRAY.fullmatch(text):
-        return True
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return False
-    return isinstance(value, list | tuple | set | dict)
 
 
 def _cut(text: str) -> str:

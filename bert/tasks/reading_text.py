@@ -9,13 +9,14 @@ from pathlib import Path
 
 from bert.tasks.configuration import SplitConfig, TaskConfig
 from bert.tasks.examples import Split, TextExample
-from bert.tasks.fields import as_key, as_score, as_text, equals, find_field
+from bert.tasks.fields import as_key, as_score, as_text, equals, find_field, spells_a_list
 from bert.tasks.labels import LabelReader, SkippedRecord
 from bert.tasks.sources import Record, WrongColumns, read_records, read_text
 from distributed.errors import BadInput
 
 EMPTY_TEXT = "records with an empty text skipped"
 JOINED = "records joined to the text that they belong to"
+SPELLED = "texts that spell a list or an object read as they are"
 WRONG_COLUMNS = "records with wrong columns skipped"
 
 
@@ -42,6 +43,8 @@ def read_record_split(task: TaskConfig, split: SplitConfig) -> Split:
             except SkippedRecord as skipped:
                 out.reports[str(skipped)] += 1
             else:
+                if example.text[0] in "[{" and spells_a_list(example.text):
+                    out.reports[SPELLED] += 1
                 examples.append(example)
                 documents.append(document)
     labels.finish()

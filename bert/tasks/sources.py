@@ -53,6 +53,10 @@ class WrongColumns(BadInput):
     """A record that lacks a field, or has too many; `task.bad_records: skip` passes over it."""
 
 
+class UnreadableFile(BadInput):
+    """A file that is not there or cannot be read, whatever is in it."""
+
+
 def read_text(path: Path) -> str:
     """The whole text of a file, gzip or not."""
     try:
@@ -60,9 +64,9 @@ def read_text(path: Path) -> str:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except FileNotFoundError:
-        raise BadInput(f"{path} (a file of task.*) does not exist") from None
+        raise UnreadableFile(f"{path} (a file of task.*) does not exist") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise BadInput(f"{path} cannot be read ({error})") from None
+        raise UnreadableFile(f"{path} cannot be read ({error})") from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -150,7 +154,9 @@ def _read_json_lines(text: str, path: Path) -> Iterator[Record]:
         try:
             fields = json.loads(line, object_pairs_hook=_join_pairs)
         except json.JSONDecodeError as error:
-            raise BadInput(f"{place} is not JSON ({error.msg})") from None
+            raise BadInput(
+                f"{place} is not JSON ({error.msg}): each line must be one object"
+            ) from None
         except RecursionError:
             raise BadInput(f"{place} is nested too deeply for a record") from None
         if not isinstance(fields, dict):
@@ -203,7 +209,7 @@ def _read_hub(source: str) -> Iterator[Record]:
         rows = load_dataset(name, config, split=split, revision=revision)
     except Exception as error:  # a dozen kinds, of three libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise BadInput(
+        raise UnreadableFile(
             f"{source} cannot be loaded ({type(error).__name__}: {reason}): check its name and "
             "split, or give files that are on this machine"
         ) from None
