@@ -40,3 +40,78 @@ def test_an_answer_is_found_where_it_is_nearest(write: Write) -> None:
     file = write("s.json", json.dumps({"data": [{"paragraphs": [paragraph]}]}))
     (example,) = load(str(file), **SQUAD).train.examples
     assert isinstance(example, QuestionExample) and example.answer_starts == (25,)
+
+
+def question(**fields: Any) -> dict[str, Any]:
+    answers = [{"text": "Denver", "answer_start": 15}]
+    return {"id": "1", "question": "Where?", "answers": answers, **fields}
+
+
+@pytest.mark.parametrize(
+    ("start", "found"),
+    [(15, 15), (14, 15), ("15", 15), (15.0, 15), (22, 27), (26, 27), (-1, 15), (999, 27)],
+)
+def test_where_an_answer_stands(write: Write, start: Any, found: int) -> None:
+    """Worked out by hand: Denver is at 15 and 27 of the context."""
+    given = question(answers=[{"text": "Denver", "answer_start": start}])
+    data = load(str(write("s.json", squad(given))), **SQUAD)
+    (example,) = data.train.examples
+    assert isinstance(example, QuestionExample) and example.answer_starts == (found,)
+    assert data.train.reports.total() == (int(start) != found)
+
+
+def test_an_offset_from_the_end_is_no_offset(write: Write) -> None:
+    """-6 would be "happy." to Python, and a token before the text to the model."""
+    given = question(answers=[{"text": "happy", "answer_start": -6}])
+    (example,) = load(str(write("s.json", squad(given))), **SQUAD).train.examples
+    assert isinstance(example, QuestionExample) and example.answer_starts == (37,)
+
+
+def test_version_2(write: Write) -> None:
+    """Unanswerable questions are skipped; one that says so and has an answer is set aside."""
+    unanswerable = question(id="2", answers=[], is_impossible=True)
+    both = question(id="3", is_impossible=True)
+    empty = question(id="4", answers=[{"text": "", "answer_start": 0}])
+    answered = question(is_impossible=False)
+    file = write("s.json", squad(answered, unanswerable, both, empty))
+    data = load(str(file), **SQUAD)
+    assert len(data.train.examples) == 1
+    assert data.train.reports == {
+        "questions without an answer skipped": 2,
+        "questions marked is_impossible that have answers left out": 1,
+        "answers that are not in the context left out": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"question": None}, "question 1 has null in 'question', where a text must be"),
+        ({"question": ["Q"]}, "question 1 has a list in 'question'"),
+        ({"answers": None}, "question 1 is not in SQuAD's layout: answers is no list of objects"),
+        ({"answers": {"text": ["a"]}}, "answers is no list of objects"),
+        ({"answers": ["Denver"]}, "answers is no list of objects"),
+        ({"answers": [{"text": 5, "answer_start": 0}]}, "the number 5 in an answer's 'text'"),
+        ({"answers": [{"text": "a", "answer_start": True}]}, "has true as 'answer_start'"),
+        ({"answers": [{"text": "a", "answer_start": 1.5}]}, "the number 1.5 as 'answer_start'"),
+        ({"answers": [{"text": "a", "answer_start": None}]}, "has null as 'answer_start'"),
+        ({"id": None}, "'id' is missing or wrong"),
+    ],
+)
+def test_fields_of_other_types(write: Write, fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        load(str(write("s.json", squad(question(**fields)))), **SQUAD)
+
+
+@pytest.mark.parametrize(
+    ("article", "told"),
+    [
+        ({"paragraphs": [{"context": None, "qas": [question()]}]}, "null in 'context'"),
+        ({"paragraphs": [{"qas": [question()]}]}, "'context' is missing"),
+        ({"paragraphs": [{"context": "c", "questions": []}]}, "qas is no list of objects"),
+        ({"paragraph": []}, "paragraphs is no list of objects"),
+    ],
+)
+def test_layouts_that_are_nearly_squads(write: Write, article: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        load(str(write("s.json", json.dumps({"data": [article]}))), **SQUAD)

@@ -26,6 +26,22 @@ from tests.unit.bert.tasks.reading import Write, load, texts
             {"kind": "tokens", "format": "tags", "metrics": ["entity_f1"], "label_map": {"a": "b"}},
             "task.label_map is not for task.format tags",
         ),
+        (
+            {"kind": "tokens", "format": "tags", "metrics": ["entity_f1"], "quotes": True},
+            "task.quotes is not for task.format tags",
+        ),
+        (
+            {"kind": "classification", "metrics": ["accuracy"], "format": "folders"},
+            "task.format folders needs task.labels",
+        ),
+        (
+            {"kind": "classification", "metrics": ["accuracy"], "skip_labels": ["- "]},
+            "task.skip_labels has a label with blanks at its ends",
+        ),
+        (
+            {"kind": "classification", "metrics": ["accuracy"], "labels": ["a", "a "]},
+            "task.labels names a label twice",
+        ),
     ],
 )  # fmt: skip
 def test_a_setting_that_no_reader_looks_at_is_refused(fields: dict[str, Any], told: str) -> None:
