@@ -1,5 +1,6 @@
 """A task's classes: their names, how many examples of each split have them, what looks wrong."""
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -139,9 +140,10 @@ def find_warnings(counts: ClassCounts, labels: Sequence[str], task: TaskConfig) 
         labels = list(dict.fromkeys(_type_of(tag) for tag in labels if tag != "O"))
     alike = defaultdict(list)
     for label in labels:
-        alike[label.casefold()].append(label)
+        alike[_look(label)].append(label)
     warnings += [
-        f"the labels {' and '.join(map(repr, group))} differ in nothing but capital letters"
+        f"the labels {' and '.join(map(repr, group))} differ in nothing but capital letters, "
+        "blanks or characters that do not show"
         for group in alike.values()
         if len(group) > 1
     ]
@@ -223,6 +225,12 @@ def _count_types(counts: Mapping[str, int]) -> dict[str, int]:
 
 def _type_of(tag: str) -> str:
     return tag.partition("-")[2] or tag
+
+
+def _look(label: str) -> str:
+    """What a reader sees of a label, in small letters."""
+    shown = "".join(c for c in label if unicodedata.category(c) not in ("Cc", "Cf"))
+    return " ".join(unicodedata.normalize("NFKC", shown).casefold().split())
 
 
 def _by_length(name: str) -> tuple[int, str]:

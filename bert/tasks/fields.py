@@ -130,20 +130,6 @@ def number_of(name: str) -> int | float | None:
     return int(name) if re.fullmatch(r"[+-]?\d+", name, re.ASCII) else float(name)
 
 
-def equals(value: Any, wanted: str | int | float | bool, place: str, column: str) -> bool:
-    """Whether a field has the value that `where` asks for: a number counts by value."""
-    if isinstance(value, list | dict):
-        raise BadInput(
-            f"{place} has {describe(value)} in the column {column}, which task.*.where compares: "
-            "name a column with one value"
-        )
-    if _is_number(value) and _is_number(wanted):
-        return bool(value == wanted)
-    if isinstance(value, bool):
-        return str(value).lower() == str(wanted).lower()
-    return str(value) == str(wanted)
-
-
 def spells_a_list(text: str) -> bool:
     """Whether `text` is a list, an array or an object as Python, numpy or JSON write it."""
     if len(text) < 2 or (text[0], text[-1]) not in (("[", "]"), ("(", ")"), ("{", "}")):

@@ -7,6 +7,7 @@ from bert.tasks.configuration import SplitConfig, TaskConfig
 from bert.tasks.examples import QuestionExample, Split
 from bert.tasks.fields import check_string, describe
 from bert.tasks.offsets import find_text
+from bert.tasks.selection import Selection
 from bert.tasks.sources import REPEATED, read_json
 from distributed.errors import BadInput
 
@@ -19,6 +20,7 @@ CONTRADICTED = "questions marked is_impossible that have answers left out"
 def read_squad_split(task: TaskConfig, split: SplitConfig) -> Split:
     """Every question with all annotators' answers; `where: {title: [...]}` picks articles."""
     out = Split([])
+    selection = Selection(split)
     examples = []
     for path in map(Path, split.paths):
         data = read_json(path)
@@ -27,24 +29,18 @@ def read_squad_split(task: TaskConfig, split: SplitConfig) -> Split:
         for number, article in enumerate(data["data"], start=1):
             if not isinstance(article, dict):
                 raise BadInput(f"{path} is not in SQuAD's layout: article {number} is no object")
-            if not _is_wanted(article, split):
+            where = f"{path} article {number}"
+            if not selection.takes(article.get, where):
                 continue
-            for paragraph in _objects(article, "paragraphs", f"{path} article {number}"):
-                for question in _objects(paragraph, "qas", f"{path} article {number}"):
+            for paragraph in _objects(article, "paragraphs", where):
+                for question in _objects(paragraph, "qas", where):
                     place = f"{path} question {question.get('id')}"
                     example = _read_question(question, paragraph, out, place)
                     if example is not None:
                         examples.append(example)
+    selection.report(out.reports)
     out.examples = examples
     return out
-
-
-def _is_wanted(article: dict[str, Any], split: SplitConfig) -> bool:
-    for name, wanted in split.where.items():
-        values = wanted if isinstance(wanted, list) else [wanted]
-        if article.get(name) not in values:
-            return False
-    return True
 
 
 def _objects(parent: dict[str, Any], name: str, place: str) -> list[dict[str, Any]]:

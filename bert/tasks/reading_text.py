@@ -5,12 +5,14 @@ lines file; `folders` is IMDB (one text a file, in a folder named after its labe
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from bert.tasks.configuration import SplitConfig, TaskConfig
 from bert.tasks.examples import Split, TextExample
-from bert.tasks.fields import as_key, as_score, as_text, equals, find_field, spells_a_list
+from bert.tasks.fields import as_key, as_score, as_text, find_field, spells_a_list
 from bert.tasks.labels import LabelReader, SkippedRecord
+from bert.tasks.selection import Selection
 from bert.tasks.sources import Record, WrongColumns, read_records, read_text
 from distributed.errors import BadInput
 
@@ -23,7 +25,7 @@ WRONG_COLUMNS = "records with wrong columns skipped"
 def read_record_split(task: TaskConfig, split: SplitConfig) -> Split:
     """Tables, JSON lines and hub data sets, with the fields that task.columns names."""
     out = Split([])
-    labels = LabelReader(task, out)
+    labels, selection = LabelReader(task, out), Selection(split)
     examples, documents = [], []
     for source in split.paths:
         for record in read_records(
@@ -32,7 +34,7 @@ def read_record_split(task: TaskConfig, split: SplitConfig) -> Split:
             try:
                 if isinstance(record, WrongColumns):
                     raise record
-                if not _is_wanted(record, split):
+                if not selection.takes(partial(find_field, record), record.place):
                     continue
                 example = _parse(record, task, labels)
                 document = _document(record, task)
@@ -48,6 +50,7 @@ def read_record_split(task: TaskConfig, split: SplitConfig) -> Split:
                 examples.append(example)
                 documents.append(document)
     labels.finish()
+    selection.report(out.reports)
     out.examples = examples
     if task.columns.document is not None:
         out.examples = _join(examples, documents)
@@ -73,15 +76,6 @@ def read_folder_split(task: TaskConfig, split: SplitConfig) -> Split:
                     out.reports[EMPTY_TEXT] += 1
     out.examples = examples
     return out
-
-
-def _is_wanted(record: Record, split: SplitConfig) -> bool:
-    for name, wanted in split.where.items():
-        value = find_field(record, name)
-        values = wanted if isinstance(wanted, list) else [wanted]
-        if not any(equals(value, one, record.place, name) for one in values):
-            return False
-    return True
 
 
 def _parse(record: Record, task: TaskConfig, labels: LabelReader) -> TextExample:

@@ -73,13 +73,19 @@ def test_scores_have_no_classes(write: Write) -> None:
     assert told(data, kind="regression", metrics=["pearson"])[0] == "train: 2 examples"
 
 
+ALIKE = "differ in nothing but capital letters, blanks or characters that do not show"
+
+
 def test_labels_that_are_equal_but_for_case(write: Write) -> None:
     data = load(str(write("t.tsv", table("Pos", "pos", "POS", "neg"))))
-    assert data.warnings == (
-        "the labels 'POS' and 'Pos' and 'pos' differ in nothing but capital letters",
-    )
+    assert data.warnings == (f"the labels 'POS' and 'Pos' and 'pos' {ALIKE}",)
     tags = load(str(write("n.tsv", "a\tB-Drug\nb\tO\nc\tB-drug\nd\tI-drug\n")), **TOKENS)
-    assert tags.warnings == ("the labels 'Drug' and 'drug' differ in nothing but capital letters",)
+    assert tags.warnings == (f"the labels 'Drug' and 'drug' {ALIKE}",)
+    hidden = load(str(write("t.tsv", table("a b", "a  b", "c", "c\u200b"))))
+    assert hidden.warnings == (
+        f"the labels 'a  b' and 'a b' {ALIKE}",
+        f"the labels 'c' and 'c\\u200b' {ALIKE}",
+    )
 
 
 def test_a_class_of_one_split_alone(write: Write) -> None:

@@ -276,6 +276,9 @@ def test_where_compares_by_value(write: Write, where: dict[str, Any], want: list
     file = str(write("t.jsonl", "\n".join(map(json.dumps, records))))
     data = load({"paths": file, "where": where}, labels=["0", "1"])
     assert [t for t, _, _ in texts(data)] == want
+    assert not data.train.reports
+    data = load({"paths": file, "where": {"fold": [1, "l", 7]}}, labels=["0", "1"])
+    assert data.train.reports == {"values of where that no record has": 2}
     with pytest.raises(BadInput, match=r"line 1 has an object in the column meta, which task"):
         load({"paths": file, "where": {"meta": "x"}})
 
