@@ -21,8 +21,8 @@ from bert.tasks.configuration import TaskConfig
 from bert.tasks.splits import load_task
 from distributed.errors import BadInput
 from launch.finetune_configuration import FinetuneConfig
+from launch.finetune_history import check_unchanged
 from launch.finetune_results import read_results
-from launch.finetune_setup import check_unchanged
 from launch.progress import StatusLine, make_console
 from launch.run_folder import run_folder_of
 from launch.run_setup import source_fingerprint
@@ -55,6 +55,7 @@ def compare(study: StudyConfig, *, quiet: bool = False) -> list[dict[str, Any]]:
     study.folder.mkdir(parents=True, exist_ok=True)
     check = _build_check()
     chosen: dict[str, dict[str, float]] = {task: {} for task in study.tasks}
+    read_before: dict[str, str] = {}
     final: list[StudyRun] = []
     rows: list[dict[str, Any]] = []
 
@@ -67,13 +68,13 @@ def compare(study: StudyConfig, *, quiet: bool = False) -> list[dict[str, Any]]:
 
     for models in study.stages:
         grid = list(grid_runs(study, models, chosen))
-        _complete(study, grid, "grid", quiet, check, lambda: None)
+        _complete(study, grid, "grid", quiet, check, read_before, lambda: None)
         dev_scores = {run: mean_dev_score(_results(study, run) or []) for run in grid}
         for task, rates in choose_rates(study, models, dev_scores).items():
             chosen[task] |= rates
         runs = final_runs(study, models, chosen)
         final += runs
-        _complete(study, runs, "final", quiet, check, report)
+        _complete(study, runs, "final", quiet, check, read_before, report)
     report()
     return rows
 
@@ -107,7 +108,7 @@ def _results(study: StudyConfig, run: StudyRun) -> list[dict[str, Any]] | None:
     return None if needs_test and any(r["test"] is None for r in whole) else whole
 
 
-def _build_check() -> Callable[[FinetuneConfig], None]:
+def _build_check() -> Callable[[FinetuneConfig], bool]:
     """`check_unchanged` that reads each model and each task once, whatever number of runs."""
     data: dict[str, str] = {}
 
@@ -129,19 +130,31 @@ def _complete(
     runs: Sequence[StudyRun],
     label: str,
     quiet: bool,
-    check: Callable[[FinetuneConfig], None],
+    check: Callable[[FinetuneConfig], bool],
+    read_before: dict[str, str],
     after_each: Callable[[], object],
 ) -> None:
     """Run those that have no results yet, `study.parallel` at once.
 
+    `read_before` remembers, for each task, a finished run that read its files by earlier rules.
+
     Raises:
-        BadInput: what is there was made with another configuration or another model.
+        BadInput: what is there was made with another configuration or another model, or scores of
+            a task read by two sets of rules would stand side by side.
     """
     for run in runs:
         config = load_finetune(study, run)
         for seed in run.seeds:
-            check(config.for_seed(seed))
+            if not check(config.for_seed(seed)):
+                read_before[run.task] = run.name
     missing = [run for run in runs if _results(study, run) is None]
+    for run in missing:
+        if run.task in read_before:
+            raise BadInput(
+                f"{run.name} is still to be run, and {read_before[run.task]} read the files of the "
+                f"task {run.task} under earlier rules, which give other examples: give the study "
+                "another name, so that all its runs read the same"
+            )
     done = len(runs) - len(missing)
     console = make_console(stderr=quiet)
     runs_now = _RunningProcesses()

@@ -7,8 +7,12 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from bert.configuration import DistillationConfig
-from bert.tasks.configuration import FinetuneTrainConfig, SplitConfig, TaskConfig
-from bert.tasks.sources import HUB_PREFIX
+from bert.tasks.configuration import (
+    HUB_PREFIX,
+    FinetuneTrainConfig,
+    SplitConfig,
+    TaskConfig,
+)
 from distributed.config import CheckpointConfig, Config, ZeroConfig
 from launch.configuration import LaunchConfig, check_name, defaults_of, resolve_paths
 

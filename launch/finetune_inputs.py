@@ -1,7 +1,9 @@
 """A fine-tuning run's data: every split read, checked and encoded for its model's vocabulary."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bert.tasks.classes import describe_classes
 from bert.tasks.encoding import EncodedSplit, encode_split
 from bert.tasks.splits import TaskData, load_task
 from bert.vocabulary import Vocabulary
@@ -23,10 +25,17 @@ class Inputs:
             for name, split in self.splits.items()
         }
 
+    def notes(self, config: FinetuneConfig) -> list[str]:
+        """What to know before training: the classes with their counts, and what looks wrong."""
+        lines = describe_classes(self.data.classes, self.data.splits, config.task)
+        return [*lines, *(f"warning: {warning}" for warning in self.data.warnings)]
 
-def read_inputs(config: FinetuneConfig, vocabulary: Vocabulary) -> Inputs:
-    """Read and encode every split."""
-    data = load_task(config.task)
+
+def read_inputs(
+    config: FinetuneConfig, vocabulary: Vocabulary, *, begun_labels: Sequence[str] | None = None
+) -> Inputs:
+    """Read and encode every split; `begun_labels` as in `load_task`."""
+    data = load_task(config.task, begun_labels=begun_labels)
     splits = {
         name: encode_split(
             split.examples,

@@ -64,6 +64,8 @@ def write_results(
         "examples": {name: len(split.examples) for name, split in inputs.data.splits.items()},
         "reports": inputs.reports(),
         "labels": list(inputs.data.labels),
+        "classes": inputs.data.classes,
+        "warnings": list(inputs.data.warnings),
         "sparsity": {
             "over_prunable": pruned / prunable,
             "parameters_kept_prunable": prunable - pruned,

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from bert.configuration import ModelConfig
 from bert.restoring import transfer_start
 from bert.source_model import describe_source
-from bert.tasks.configuration import TaskConfig
 from bert.tasks.model import TaskModel, build_task_model
 from bert.teacher import load_teacher
 from bert.vocabulary import load_vocabulary
@@ -20,15 +20,18 @@ from distributed.errors import BadInput
 from distributed.zero import check_advanced
 from launch.attempt import find_start
 from launch.finetune_configuration import FinetuneConfig
-from launch.finetune_inputs import Inputs, read_inputs
-from launch.finetune_results import read_results
-from launch.run_folder import (
-    FREE_TRAIN_FIELDS,
-    RunFolder,
-    check_identity,
-    resolve_source,
-    run_folder_of,
+from launch.finetune_history import (
+    OTHER_EXAMPLES,
+    configured_identity,
+    identify_data,
+    is_scored,
+    read_begun_identity,
+    read_begun_task,
 )
+from launch.finetune_inputs import Inputs
+from launch.finetune_results import read_results
+from launch.progress import outliving_the_reader
+from launch.run_folder import check_identity, resolve_source, run_folder_of
 from launch.run_setup import (
     FinetunePlan,
     begin_run,
@@ -39,8 +42,6 @@ from launch.run_setup import (
     teacher_of,
 )
 from sparsity.schedule import SparsityConfig
-
-_SPLITS = {"train", "dev", "test"}
 
 
 def check_finetune(config: FinetuneConfig) -> FinetunePlan:
@@ -56,7 +57,7 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
     check_advanced(config.zero)
     newest, _ = find_start(folder)
     source: Path | None = None
-    old = _read_identity(folder)
+    old = read_begun_identity(folder)
     if old is not None and newest is not None:
         model = ModelConfig.model_validate(
             {**old["model"]["dimensions"], "vocab": folder.vocab_file}
@@ -76,19 +77,21 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
             f"task.max_seq_len ({config.task.max_seq_len}) is above the "
             f"{model.max_position_embeddings} positions of {config.model.init_from}: lower it"
         )
-    inputs = read_inputs(config, vocabulary)
-    if source is not None:
-        transfer_start(
-            source,
-            build_new_task_model(config, model, inputs),
-            model,
-            sparsity=_sparsity_config(sparsity),
-            encoder_only=True,
-        )
-    build_task_teacher(config, inputs, device=torch.device("cpu"))
+    inputs = read_begun_task(config, vocabulary, old=old, newest=newest)
+    if inputs is not None:
+        if source is not None:
+            transfer_start(
+                source,
+                build_new_task_model(config, model, inputs),
+                model,
+                sparsity=_sparsity_config(sparsity),
+                encoder_only=True,
+            )
+        build_task_teacher(config, inputs, device=torch.device("cpu"))
     teacher = identify_teacher(config.distillation)
+    data = identify_data(old, inputs.data.fingerprint if inputs is not None else None)
     fields = {
-        **_configured(config, data_fingerprint=inputs.data.fingerprint, distillation=teacher),
+        **configured_identity(config, data=data, distillation=teacher),
         "model": {
             "dimensions": model.model_dump(mode="json", exclude={"vocab", "init_from"}),
             "lower_case": vocabulary.lower_case,
@@ -98,68 +101,44 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
         "sparsity": sparsity,
     }
     check_identity(folder, fields)
+    is_complete = is_scored(config)
+    if inputs is not None:
+        labels, notes = list(inputs.data.labels), [] if is_complete else inputs.notes(config)
+        total_steps = config.train.plan(len(inputs.splits["train"].rows)).total_steps
+    else:
+        results = read_results(folder) or {}
+        labels, notes = results.get("labels", []), [f"{folder.path} {OTHER_EXAMPLES}"]
+        total_steps = results.get("total_steps", 0)
     return FinetunePlan(
         identity=fields,
         init_from=str(source) if source is not None else None,
         teacher=teacher_of(config),
         finished_steps=newest.step if newest is not None else 0,
-        total_steps=config.train.plan(len(inputs.splits["train"].rows)).total_steps,
-        is_complete=is_scored(config),
+        total_steps=total_steps,
+        is_complete=is_complete,
         model=model.model_dump(mode="json"),
         lower_case=vocabulary.lower_case,
         sparsity=sparsity,
+        labels=labels,
+        notes=notes,
     )
-
-
-def check_unchanged(
-    config: FinetuneConfig,
-    *,
-    fingerprint_of_model: Callable[[Path], str],
-    fingerprint_of_data: Callable[[TaskConfig], str],
-) -> None:
-    """See that what is in the run's folder, if anything, has this configuration, model and data.
-
-    Unlike `check_finetune` it takes no change of the model for history. Reading models and data
-    takes a while and many runs share them, so how to is the caller's to say and to remember.
-
-    Raises:
-        BadInput: it has not.
-    """
-    folder = run_folder_of(config)
-    old = _read_identity(folder)
-    if old is None:
-        return
-    model = {**old["model"], "init_fingerprint": fingerprint_of_model(config.model.init_from)}
-    configured = _configured(
-        config,
-        data_fingerprint=fingerprint_of_data(config.task),
-        distillation=identify_teacher(config.distillation, fingerprint_of_model),
-    )
-    check_identity(folder, {**old, **configured, "model": model})
-
-
-def _configured(
-    config: FinetuneConfig, *, data_fingerprint: str, distillation: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """The part of a run's identity that its configuration says."""
-    return {
-        "seed": config.seed,
-        "task": {
-            **config.task.model_dump(mode="json", exclude=_SPLITS),
-            "fingerprint": data_fingerprint,
-        },
-        "train": config.train.model_dump(mode="json", exclude=FREE_TRAIN_FIELDS),
-        "distillation": distillation,
-    }
 
 
 def begin_finetune(config: FinetuneConfig, plan: FinetunePlan) -> None:
     """Write what a run begins with, the vocabulary too: the run needs its source no more."""
     folder = run_folder_of(config)
     begin_run(config, plan)
+    tell_notes(plan)
     vocab = Path(plan.model["vocab"])
     if vocab != folder.vocab_file:
         shutil.copyfile(vocab, folder.vocab_file)
+
+
+def tell_notes(plan: FinetunePlan) -> None:
+    """Print what the check found worth telling."""
+    with outliving_the_reader(sys.stdout):
+        for note in plan.notes:
+            print(note, flush=True)
 
 
 def build_new_task_model(config: FinetuneConfig, model: ModelConfig, inputs: Inputs) -> TaskModel:
@@ -218,22 +197,6 @@ def _labels_of(source: Path) -> list[str] | None:
     labels = [str(by_id[key]) for key in sorted(by_id, key=int)]
     # Hugging Face writes LABEL_0, LABEL_1, ... where nobody has named them.
     return labels if any(label != f"LABEL_{i}" for i, label in enumerate(labels)) else None
-
-
-def is_scored(config: FinetuneConfig) -> bool:
-    """Whether the run of one seed has all the scores that `config` asks for."""
-    results = read_results(run_folder_of(config))
-    if results is None:
-        return False
-    return not config.score_test or config.task.test is None or results.get("test") is not None
-
-
-def _read_identity(folder: RunFolder) -> dict[str, Any] | None:
-    try:
-        identity = json.loads(folder.identity_file.read_text(encoding="utf-8"))
-        return identity if "dimensions" in identity["model"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _sparsity_config(sparsity: Mapping[str, Any] | None) -> SparsityConfig | None:

@@ -68,7 +68,8 @@ def run_finetuning(
     folder = run_folder_of(config)
     with worker_process(config.launch, folder, use_gpu=use_gpu) as process:
         vocabulary = load_vocabulary(folder.vocab_file, lower_case=plan.lower_case)
-        run = _Run(config, plan, read_inputs(config, vocabulary), process)
+        inputs = read_inputs(config, vocabulary, begun_labels=plan.labels)
+        run = _Run(config, plan, inputs, process)
         with watched(process, config.launch.hang_seconds, stop_requested) as (
             asked_after_step,
             beat,

@@ -70,6 +70,8 @@ def build_table(config: FinetuneConfig, results: Iterable[Mapping[str, Any]]) ->
         f"{split}: {count:,} {reason}"
         for split, reports in results[0]["reports"].items()
         for reason, count in reports.items()
-    ]
-    table.caption = "\n".join(notes) or "nothing was skipped, cut or mended"
+    ] or ["nothing was skipped, cut or mended"]
+    # Results of earlier versions have no warnings.
+    notes += [f"warning: {warning}" for warning in results[0].get("warnings", ())]
+    table.caption = "\n".join(notes)
     return table

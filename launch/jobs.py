@@ -28,9 +28,12 @@ def check_job(config: AnyRunConfig) -> RunPlan:
         BadInput: one sentence on what to change.
     """
     if isinstance(config, FinetuneConfig):
-        from launch.finetune_setup import check_finetune
+        from launch.finetune_setup import check_finetune, tell_notes
 
-        return check_finetune(config)
+        plan = check_finetune(config)
+        if plan.is_complete:
+            tell_notes(plan)  # no start will
+        return plan
     return check_run(config)
 
 
@@ -91,7 +94,7 @@ def run_job(
 def is_finished(config: AnyRunConfig, plan: RunPlan, finished_steps: int) -> bool:
     """Whether the run is at its end; fine-tuning may end before its last step."""
     if isinstance(config, FinetuneConfig):
-        from launch.finetune_setup import is_scored
+        from launch.finetune_history import is_scored
 
         return is_scored(config)
     return finished_steps >= plan.total_steps

@@ -70,6 +70,8 @@ class FinetunePlan(RunPlan):
     model: dict[str, Any]  # a ModelConfig
     lower_case: bool
     sparsity: dict[str, Any] | None  # frozen, or None for a dense model
+    labels: list[str]  # in the order of the model's outputs
+    notes: list[str]  # what to tell before training
 
 
 def check_run(config: PretrainConfig) -> RunPlan:

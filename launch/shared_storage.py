@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bert.tasks.sources import HUB_PREFIX
+from bert.tasks.configuration import HUB_PREFIX
 from distributed.errors import BadInput, first_line
 from launch.finetune_configuration import FinetuneConfig
 from launch.ray_cluster import count_places, task_on_node

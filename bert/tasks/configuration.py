@@ -53,7 +53,9 @@ _FORMATS_OF: dict[Kind, set[str]] = {
 }
 
 
+HUB_PREFIX = "hub:"
 _READ_WHERE = {"records", "marked", "squad"}
+_READ_RECORDS = {"records", "marked"}  # rows with named fields
 
 
 def _as_list(value: Any) -> Any:
@@ -64,11 +66,14 @@ def _as_split(value: Any) -> Any:
     return value if isinstance(value, dict) or value is None else {"paths": value}
 
 
+Scalar = str | int | float | bool
+
+
 class SplitConfig(Config):
     """Where a split is: files, folders, or hub:NAME[:CONFIG[:SPLIT]] for datasets.load_dataset."""
 
     paths: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
-    where: dict[str, str | int | list[str | int]] = Field(
+    where: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict, description="keep records whose fields have one of these values"
     )
 
@@ -106,6 +111,9 @@ class TaskConfig(Config):
     )
     columns: Columns = Columns.model_validate({})
     header: bool = Field(True, description="whether a table's first line names its columns")
+    quotes: bool | None = Field(
+        None, description="whether cells between tabs may be in quotes; null decides from the file"
+    )
     labels: list[str] | None = Field(None, description="null takes those of the training split")
     label_map: dict[str, str] = Field(default_factory=dict, description="label -> its new name")
     skip_labels: list[str] = Field(
@@ -151,7 +159,8 @@ class TaskConfig(Config):
         self._check_that_all_is_read()
         if "positive_micro_f1" in self.metrics and not self.negative_labels:
             raise ValueError("task.metrics positive_micro_f1 needs task.negative_labels")
-        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+        names = [label.strip() for label in self.labels or ()]
+        if len(set(names)) != len(names):
             raise ValueError("task.labels names a label twice")
         return self
 
@@ -163,6 +172,21 @@ class TaskConfig(Config):
                     f"task.{name}.where is not for task.format {self.format}: give each split "
                     "files of its own"
                 )
+            is_hub = split is not None and any(path.startswith(HUB_PREFIX) for path in split.paths)
+            if is_hub and self.format not in _READ_RECORDS:
+                raise ValueError(
+                    f"task.{name} is a hub data set, which task.format records and marked read and "
+                    f"{self.format} does not: give files in its published layout"
+                )
+        if self.format == "folders" and not self.labels:
+            raise ValueError("task.format folders needs task.labels, the names of the folders")
+        if self.quotes is not None and self.format not in _READ_RECORDS:
+            raise ValueError(f"task.quotes is not for task.format {self.format}")
+        if any(label != label.strip() for label in self.skip_labels):
+            raise ValueError(
+                "task.skip_labels has a label with blanks at its ends, which labels lose when they "
+                "are read: remove the blanks"
+            )
         if self.skip_labels and (
             self.format not in ("records", "marked") or self.kind in ("multi_label", "regression")
         ):

@@ -9,6 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
+class NumberLabel(str):
+    """A class that the file writes as a JSON number: 1 and 1.0 are two spellings of one value."""
+
+    value: int | float
+
+    def __new__(cls, value: int | float) -> "NumberLabel":
+        """Named as Python spells the number."""
+        label = super().__new__(cls, str(value))
+        label.value = value
+        return label
+
+
 @dataclass(frozen=True)
 class TextExample:
     """A text, or a pair; `label` is a class, a list of classes or a number, as the task has it."""
@@ -50,3 +62,7 @@ class Split:
 
     examples: Sequence[Example]
     reports: Counter[str] = field(default_factory=Counter)
+    # How the file writes its labels: "number", "boolean" or "string" -> the first such record.
+    label_types: dict[str, str] = field(default_factory=dict)
+    # What a hub data set calls the classes that its rows number: source -> names.
+    class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -9,7 +9,7 @@ marked     JSON lines whose text has << >> and [[ ]] around the two (SciBERT's C
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from defusedxml.ElementTree import ParseError, fromstring
 from bert.tasks.configuration import SplitConfig, TaskConfig
 from bert.tasks.entities import Entity, read_marks, show_entities
 from bert.tasks.examples import Split, TextExample
+from bert.tasks.offsets import Piece, find_pieces
 from bert.tasks.reading_text import EMPTY_TEXT, read_record_split
 from bert.tasks.sources import read_lines, read_text
 from distributed.errors import BadInput
@@ -27,14 +28,23 @@ from distributed.errors import BadInput
 NO_RELATION = "false"
 ACROSS_SENTENCES = "gold relations between entities of different sentences left out"
 UNTYPED = "interacting pairs without a type read as DDI-int"
+CONTRADICTED = "pairs that do not interact and have a type left out"
+SAME_TYPE = "gold relations of two chemicals or two genes left out"
 SEVERAL = "pairs with several evaluated relations, of which the first counts"
+MOVED = "entities found elsewhere in the text than their offsets say"
+LOST = "entities whose text is not there left out"
+LOST_PAIRS = "pairs of an entity whose text is not there left out"
+NO_ABSTRACT = "entities of an abstract that the folder does not have left out"
 _EVALUATED = {"CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9"}
+_GROUPS = {f"CPR:{number}" for number in range(11)}
+_TYPES = {"CHEMICAL": "CHEMICAL", "GENE": "GENE", "GENE-Y": "GENE", "GENE-N": "GENE"}
 _SENTENCE_END = re.compile(r"(\S*[.!?])\s+(?=[A-Z])")
 # What a full stop of which ends no sentence: a capital alone (E. coli) and these.
 _ABBREVIATION = re.compile(
     r"\W*(?:[A-Z]|al|approx|[Cc]f|e\.g|i\.[a-z]|p\.o|s\.c|vs|[Ff]igs?|[Rr]efs?|[Nn]os?|Dr|St|spp?)\."
 )
 _OFFSETS = re.compile(r"\d+-\d+(;\d+-\d+)*")
+Relations = dict[tuple[str, str, str], str]  # (PMID, chemical, gene) -> group
 
 
 def read_marked_split(task: TaskConfig, split: SplitConfig) -> Split:
@@ -55,36 +65,91 @@ def read_chemprot_split(task: TaskConfig, split: SplitConfig) -> Split:
     out = Split([])
     examples: list[TextExample] = []
     for folder in map(Path, split.paths):
-        entities: dict[str, dict[str, Entity]] = defaultdict(dict)
-        for place, (pmid, key, kind, start, end, *_) in _rows(folder, "entities", 6):
-            name = "CHEMICAL" if kind == "CHEMICAL" else "GENE"
-            entities[pmid][key] = Entity(_number(start, place), _number(end, place), name)
-        relations: dict[tuple[str, str, str], str] = {}
-        for place, (pmid, group, first, second) in _rows(folder, "gold_standard", 4):
-            pair = pmid, first.removeprefix("Arg1:"), second.removeprefix("Arg2:")
-            if any(key not in entities[pmid] for key in pair[1:]):
-                raise BadInput(f"{place} names an entity that the entities file does not have")
-            if group not in _EVALUATED:
-                continue
-            if pair in relations:
-                if relations[pair] != group:
-                    out.reports[SEVERAL] += 1
-                continue
-            relations[pair] = group
+        texts: dict[str, tuple[str, str]] = {}  # PMID -> place, text
         for place, (pmid, title, abstract) in _rows(folder, "abstracts", 3):
-            examples += _chemprot_pairs(
-                f"{title} {abstract}", entities[pmid], relations, pmid, task, place
-            )
+            if pmid in texts:
+                raise BadInput(f"{place} has the abstract {pmid} again: remove one of the two")
+            texts[pmid] = place, f"{title} {abstract}"
+        entities = _read_entities(folder, texts, out)
+        relations = _read_relations(folder, entities, out)
+        for pmid, (place, text) in texts.items():
+            there = {key: e for key, e in entities[pmid].items() if e is not None}
+            examples += _chemprot_pairs(text, there, relations, pmid, task, place)
         if relations:
             out.reports[ACROSS_SENTENCES] += len(relations)
     out.examples = examples
     return out
 
 
+def _read_entities(
+    folder: Path, texts: Mapping[str, tuple[str, str]], out: Split
+) -> dict[str, dict[str, Entity | None]]:
+    """The entities of each abstract by their keys; None for one whose text is not there."""
+    entities: dict[str, dict[str, Entity | None]] = defaultdict(dict)
+    for place, (pmid, key, kind, start, end, name) in _rows(folder, "entities", 6):
+        if kind not in _TYPES:
+            raise BadInput(
+                f"{place} has an entity of type {kind!r}, not one of {', '.join(_TYPES)}"
+            )
+        if key in entities[pmid]:
+            raise BadInput(f"{place} has the entity {key} of {pmid} again: remove one of the two")
+        pieces = [(_number(start, place), _number(end, place))]
+        entities[pmid][key] = None
+        if pmid in texts:
+            entities[pmid][key] = _locate(texts[pmid][1], name, pieces, _TYPES[kind], out)
+        else:
+            out.reports[NO_ABSTRACT] += 1
+    return entities
+
+
+def _read_relations(
+    folder: Path, entities: Mapping[str, Mapping[str, Entity | None]], out: Split
+) -> Relations:
+    """The evaluated group of each pair of a chemical and a gene that are there."""
+    relations: Relations = {}
+    for place, (pmid, group, *arguments) in _rows(folder, "gold_standard", 4):
+        keys = [key.removeprefix(f"Arg{i}:") for i, key in enumerate(arguments, start=1)]
+        found = entities.get(pmid, {})
+        if any(key not in found for key in keys):
+            raise BadInput(f"{place} names an entity that the entities file does not have")
+        if group not in _GROUPS:
+            raise BadInput(
+                f"{place} has the relation {group!r}, which is not one of CPR:0 to CPR:10"
+            )
+        if group not in _EVALUATED:
+            continue
+        types = {e.type: key for key in keys if (e := found[key]) is not None}
+        if any(found[key] is None for key in keys):
+            out.reports[LOST_PAIRS] += 1
+        elif len(types) < 2:
+            out.reports[SAME_TYPE] += 1
+        elif relations.setdefault((pmid, types["CHEMICAL"], types["GENE"]), group) != group:
+            out.reports[SEVERAL] += 1
+    return relations
+
+
+def _locate(
+    text: str, name: str | None, pieces: list[Piece], kind: str, out: Split
+) -> Entity | None:
+    """An entity at its offsets, or where its text is near to them; one in several pieces counts
+    from its first character to its last. None, and counted, if its text is not there.
+    """
+    if name is not None:
+        found = find_pieces(text, name, pieces)
+    else:
+        found = (pieces, True) if all(0 <= a < b <= len(text) for a, b in pieces) else None
+    if found is None:
+        out.reports[LOST] += 1
+        return None
+    if not found[1]:
+        out.reports[MOVED] += 1
+    return Entity(min(a for a, _ in found[0]), max(b for _, b in found[0]), kind)
+
+
 def _chemprot_pairs(
     text: str,
     entities: dict[str, Entity],
-    relations: dict[tuple[str, str, str], str],
+    relations: Relations,
     pmid: str,
     task: TaskConfig,
     place: str,
@@ -121,12 +186,17 @@ def read_ddi_split(task: TaskConfig, split: SplitConfig) -> Split:
                 if not text.strip():
                     out.reports[EMPTY_TEXT] += 1
                     continue
-                drugs = {e.get("id"): _drug(e, place) for e in sentence.iter("entity")}
+                drugs = _read_drugs(sentence, text, place, out)
                 for pair in sentence.iter("pair"):
                     if pair.get("e1") not in drugs or pair.get("e2") not in drugs:
                         raise BadInput(f"{place} has a pair of an entity that it does not have")
-                    label = _ddi_label(pair, out)
+                    label = _ddi_label(pair, place, out)
                     first, second = drugs[pair.get("e1")], drugs[pair.get("e2")]
+                    if label is None:
+                        continue
+                    if first is None or second is None:
+                        out.reports[LOST_PAIRS] += 1
+                        continue
                     shown = show_entities(text, first, second, task.entities)
                     label = task.label_map.get(label, label)
                     examples.append(TextExample(shown, None, label, place, group=text))
@@ -134,22 +204,42 @@ def read_ddi_split(task: TaskConfig, split: SplitConfig) -> Split:
     return out
 
 
-def _ddi_label(pair: Any, out: Split) -> str:
-    if pair.get("ddi") == "false":
+def _ddi_label(pair: Any, place: str, out: Split) -> str | None:
+    """The class of a pair; None, and counted, if what the pair says contradicts itself."""
+    interacts, kind = pair.get("ddi"), pair.get("type")
+    if interacts not in ("true", "false"):
+        raise BadInput(f"{place} has a pair whose ddi is {interacts!r}, not 'true' or 'false'")
+    if interacts == "false":
+        if kind:
+            out.reports[CONTRADICTED] += 1
+            return None
         return NO_RELATION
-    if not pair.get("type"):
+    if not kind:
         out.reports[UNTYPED] += 1  # the release has one such pair
         return "DDI-int"
-    return f"DDI-{pair.get('type')}"
+    return f"DDI-{kind}"
 
 
-def _drug(entity: Any, place: str) -> Entity:
-    """An entity; one in several pieces counts from its first character to its last."""
-    offsets = entity.get("charOffset") or ""
-    if not _OFFSETS.fullmatch(offsets):
-        raise BadInput(f"{place} has the charOffset {offsets!r}: it must be like 0-8 or 0-3;7-9")
-    numbers = [int(n) for piece in offsets.split(";") for n in piece.split("-")]
-    return Entity(min(numbers), max(numbers) + 1, "DRUG")  # their ends are inclusive
+def _read_drugs(sentence: Any, text: str, place: str, out: Split) -> dict[str, Entity | None]:
+    """The entities of a sentence by their ids; None for one whose text is not there."""
+    drugs: dict[str, Entity | None] = {}
+    for entity in sentence.iter("entity"):
+        offsets = entity.get("charOffset") or ""
+        if not _OFFSETS.fullmatch(offsets):
+            raise BadInput(
+                f"{place} has the charOffset {offsets!r}: it must be like 0-8 or 0-3;7-9"
+            )
+        ends = [piece.split("-") for piece in offsets.split(";")]
+        pieces = [(int(start), int(end) + 1) for start, end in ends]  # their ends are inclusive
+        key = entity.get("id")
+        if not key or key in drugs:
+            raise BadInput(
+                f"{place} has the entity {key} twice: remove one"
+                if key
+                else f"{place} has an entity without an id"
+            )
+        drugs[key] = _locate(text, entity.get("text"), pieces, "DRUG", out)
+    return drugs
 
 
 def _parse_xml(file: Path) -> Any:

@@ -19,6 +19,7 @@ from distributed.errors import BadInput
 
 REPAIRED = "I- tags that no B- begins read as B-"
 CONVERTED = "I- tags of IOB1 that begin an entity written as B-"
+UNBEGUN = "B- tags read as I-, as task.tag_scheme io has it"
 EMPTY_WORD = "lines with a tag and no word skipped"
 _TAG = re.compile(r"O|[BI](?:-(\S+))?")
 
@@ -29,7 +30,11 @@ def read_tag_split(task: TaskConfig, split: SplitConfig) -> Split:
     examples: list[TokenExample] = []
     for path in map(Path, split.paths):
         for place, words, tags in _read_sentences(path, out.reports):
-            examples.append(TokenExample(words, _normalise(tags, task, out.reports), place))
+            if task.tag_scheme == "io":
+                spelled = _as_io(tags, task, out.reports, place)
+            else:
+                spelled = _as_bio(tags, task, out.reports)
+            examples.append(TokenExample(words, spelled, place))
     out.examples = examples
     return out
 
@@ -62,21 +67,49 @@ def _read_sentences(
             lines = []
 
 
-def _normalise(tags: Sequence[str], task: TaskConfig, reports: Counter[str]) -> tuple[str, ...]:
-    """One spelling of the tags: BIO, or IO for scheme io; types merged if the task says so."""
+def _as_bio(tags: Sequence[str], task: TaskConfig, reports: Counter[str]) -> tuple[str, ...]:
+    """BIO tags; where an entity begins is decided by the types of the file, before any merging."""
+    fixed = []
+    before = "O"  # what the word before has in the file: "-TYPE", or O outside of entities
+    for tag in tags:
+        letter, _, kind = tag.partition("-")
+        if letter == "I" and before != f"-{kind}":
+            reports[CONVERTED if task.tag_scheme == "iob1" else REPAIRED] += 1
+            letter = "B"
+        before = "O" if letter == "O" else f"-{kind}"
+        fixed.append(_spell(letter, kind, task))
+    return tuple(fixed)
+
+
+def _as_io(
+    tags: Sequence[str], task: TaskConfig, reports: Counter[str], place: str
+) -> tuple[str, ...]:
+    """IO tags: a word is inside of an entity or not.
+
+    Raises:
+        BadInput: entities are scored, and two of one type touch, which IO cannot tell apart.
+    """
     fixed: list[str] = []
     before = "O"
     for tag in tags:
-        if tag != "O":
-            letter, _, kind = tag.partition("-")
-            kind = task.merge_types or kind
-            tag = f"{letter}-{kind}" if kind else letter
-            begins = letter == "I" and (before == "O" or before[1:] != tag[1:])
-            if task.tag_scheme == "io":
-                tag = f"I{tag[1:]}"
-            elif begins:
-                reports[CONVERTED if task.tag_scheme == "iob1" else REPAIRED] += 1
-                tag = f"B{tag[1:]}"
-        fixed.append(tag)
+        letter, _, kind = tag.partition("-")
+        if letter == "B":
+            reports[UNBEGUN] += 1
+        begins = letter == "B" or (letter == "I" and before[1:] != tag[1:])
+        spelled = _spell("O" if letter == "O" else "I", kind, task)
+        if begins and fixed and fixed[-1] == spelled and "entity_f1" in task.metrics:
+            raise BadInput(
+                f"the sentence of {place} has two entities side by side, which task.metrics "
+                "entity_f1 counts and task.tag_scheme io makes one: set task.tag_scheme to bio"
+            )
+        fixed.append(spelled)
         before = tag
     return tuple(fixed)
+
+
+def _spell(letter: str, kind: str, task: TaskConfig) -> str:
+    """A tag, with the one name of all types if the task has one."""
+    if letter == "O":
+        return "O"
+    kind = task.merge_types or kind
+    return f"{letter}-{kind}" if kind else letter

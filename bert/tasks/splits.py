@@ -1,29 +1,37 @@
 """A task's files -> its three splits and its labels, checked against each other.
 
-Labels are those of task.labels or of the training split; an unknown one in any split is refused
-with its place. A dev split is read, or drawn from the training split by a hash of its texts, so
-that it does not depend on seeds or on the order of the file; what comes from one sentence, text or
-context stays together.
+Labels are those of task.labels or of the training split (see classes.py); an unknown one in any
+split is refused with its place. A dev split is read, or drawn from the training split by a hash of
+its texts, so that it does not depend on seeds or on the order of the file; what comes from one
+sentence, text or context stays together.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from bert.tasks.classes import (
+    ClassCounts,
+    check_class_names,
+    check_labels,
+    collect_labels,
+    count_classes,
+    find_warnings,
+    settle_numbers,
+)
 from bert.tasks.configuration import SplitConfig, TaskConfig
-from bert.tasks.examples import Example, QuestionExample, Split, TextExample, TokenExample
+from bert.tasks.examples import Example, QuestionExample, Split, TextExample
+from bert.tasks.reading_articles import read_bioasq_split, read_pubmedqa_split
 from bert.tasks.reading_questions import read_squad_split
 from bert.tasks.reading_relations import read_chemprot_split, read_ddi_split, read_marked_split
 from bert.tasks.reading_tags import read_tag_split
-from bert.tasks.reading_text import (
-    read_bioasq_split,
-    read_folder_split,
-    read_pubmedqa_split,
-    read_record_split,
-)
+from bert.tasks.reading_text import read_folder_split, read_record_split
 from distributed.errors import BadInput
 
+# Raised when the same files may give other examples than before; a run records it when it begins,
+# so that a difference is put down to the rules and not to the files. Runs without it are older.
+READING_RULES = 2
 _READERS: dict[str, Callable[[TaskConfig, SplitConfig], Split]] = {
     "records": read_record_split,
     "folders": read_folder_split,
@@ -48,6 +56,8 @@ class TaskData:
     test: Split | None
     labels: tuple[str, ...]
     fingerprint: str = field(default="")  # of all examples and labels
+    classes: ClassCounts = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()  # about the classes
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -56,8 +66,13 @@ class TaskData:
         return {name: split for name, split in there.items() if split is not None}
 
 
-def load_task(task: TaskConfig) -> TaskData:
+def load_task(task: TaskConfig, *, begun_labels: Sequence[str] | None = None) -> TaskData:
     """Read and check every split.
+
+    Args:
+        task: what to read.
+        begun_labels: the labels of a run that has begun, in the order of its model's outputs; they
+            are the task's as long as the files have these.
 
     Raises:
         BadInput: with the file and the line.
@@ -69,48 +84,44 @@ def load_task(task: TaskConfig) -> TaskData:
     else:
         assert task.dev_fraction is not None
         dev = _hold_out(train, round(task.dev_fraction * len(train.examples)), whole_groups=True)
+        dev.label_types, dev.class_names = train.label_types, train.class_names
     if task.max_train_examples is not None and task.max_train_examples < len(train.examples):
         _hold_out(train, len(train.examples) - task.max_train_examples, reason=_LEFT)
     test = read(task, task.test) if task.test is not None else None
-    for name, split in (("train", train), ("dev", dev), ("test", test)):
-        if split is not None and not split.examples:
-            raise BadInput(
-                f"task.{name} has no example: look at its files and at task.dev_fraction"
-            )
-    labels = _collect_labels(task, train)
+    data = TaskData(train, dev, test, ())
+    for name, split in data.splits.items():
+        _check_examples(name, split)
+    check_class_names(data.splits.values())
+    settle_numbers(data.splits, task, begun_labels)
+    labels = collect_labels(task, train, begun_labels)
     _check_metrics(task, labels)
-    for split in (train, dev, test):
-        if split is not None and labels:
-            _check_labels(split.examples, labels)
-    fingerprint = _fingerprint([s.examples if s else () for s in (train, dev, test)], labels)
-    return TaskData(train, dev, test, labels, fingerprint)
+    if labels:
+        for split in data.splits.values():
+            check_labels(split.examples, labels)
+    counts = count_classes(data.splits, labels)
+    return replace(
+        data,
+        labels=labels,
+        fingerprint=_fingerprint([s.examples if s else () for s in (train, dev, test)], labels),
+        classes=counts,
+        warnings=find_warnings(counts, labels, task),
+    )
 
 
-def labels_of(example: Example) -> tuple[str, ...]:
-    """Every class that the example names."""
-    if isinstance(example, TokenExample):
-        return example.tags
-    if isinstance(example, TextExample) and not isinstance(example.label, float):
-        return (example.label,) if isinstance(example.label, str) else example.label
-    return ()
-
-
-def _collect_labels(task: TaskConfig, train: Split) -> tuple[str, ...]:
-    if task.kind in ("regression", "question_answering"):
-        return ()
-    there = {label for example in train.examples for label in labels_of(example)}
-    if task.labels is not None:
-        unseen = [label for label in task.labels if task.label_map.get(label, label) not in there]
-        for label in unseen:
-            train.reports[f"label {label} of task.labels without a training example"] += 1
-        return tuple(dict.fromkeys(task.label_map.get(x, x) for x in task.labels))
-    if task.kind == "tokens":
-        # An entity of one word in training may be longer in the test.
-        there |= {f"I{tag[1:]}" for tag in there if tag.startswith("B")}
-        return ("O", *sorted(there - {"O"}))
-    if len(there) < 2 and task.kind != "multi_label":
-        raise BadInput(f"task.train has the one label {', '.join(there)}: it takes two to learn")
-    return tuple(sorted(there))
+def _check_examples(name: str, split: Split) -> None:
+    """Refuse a split without examples, or whose scores are all -1, as unlabelled ones are."""
+    if not split.examples:
+        found = ", ".join(f"{count:,} {reason}" for reason, count in split.reports.items())
+        raise BadInput(
+            f"task.{name} has no example{f' ({found})' if found else ''}: look at its files and at "
+            "task.dev_fraction"
+        )
+    scores = {e.label for e in split.examples if isinstance(e, TextExample)}
+    if scores == {-1.0} and len(split.examples) > 1:
+        raise BadInput(
+            f"task.{name} has the score -1 in every record, which means unlabelled: give a split "
+            "with scores"
+        )
 
 
 def _check_metrics(task: TaskConfig, labels: Sequence[str]) -> None:
@@ -125,18 +136,6 @@ def _check_metrics(task: TaskConfig, labels: Sequence[str]) -> None:
             f"task.metrics has f1, which is of two labels, and the task has {len(labels)}: choose "
             "macro_f1 or micro_f1"
         )
-
-
-def _check_labels(examples: Iterable[Example], labels: Sequence[str]) -> None:
-    known = set(labels)
-    for example in examples:
-        for label in labels_of(example):
-            if label not in known:
-                shown = ", ".join(labels[:12])
-                raise BadInput(
-                    f"{example.place} has the label {label!r}, which the training split (or "
-                    f"task.labels) does not have: those are {shown}"
-                )
 
 
 def _hold_out(

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from distributed.errors import BadInput
+from launch.compare import compare
+from launch.configuration import load_config, resolve_paths
 from launch.exporting import export_checkpoint
+from launch.study import StudyConfig
 from tests.multiprocess import runs, tasks
 
 ROOT = Path(__file__).parents[2]
@@ -68,18 +72,36 @@ def test_ray_trains_each_seed(
     assert found["test"]["accuracy"] >= 0 and found["sparsity"]["over_prunable"] == pytest.approx(
         0.8, abs=1e-3
     )
+    lines = (task_file.parent / "train.tsv").read_text().splitlines()[1:]
+    bad = sum(line.endswith("0") for line in lines)
+    assert found["classes"]["train"] == {"0": bad, "1": len(lines) - bad}
+    told = f"train: {len(lines)} examples; of each class: 0 ({bad}), 1 ({len(lines) - bad})"
+    assert told in done.stdout and done.stdout.index(told) < done.stdout.index("step ")
     again = sparsebert("finetune", *arguments, env=cluster)
     assert again.returncode == 0 and "is complete" in again.stdout
     other = sparsebert("finetune", *arguments, f"model.init_from={models['dense']}", env=cluster)
     assert other.returncode == 2 and "the content of model.init_from was" in other.stderr
 
 
-def test_a_wrong_file_is_one_sentence(models: dict[str, Path], task_file: Path) -> None:
-    (task_file.parent / "test.tsv").write_text("sentence\tlabel\ngood\t1\nodd\t7\n")
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sentence\tlabel\ngood\t1\nodd\t7\n", "test.tsv line 3 has the label '7'"),
+        (
+            '{"sentence": {"words": "good"}, "label": 1}\n',
+            "test.tsv line 1 has an object in the column sentence, where a text or a list of texts "
+            "must be: task.columns can name sentence.words",
+        ),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(
+    models: dict[str, Path], task_file: Path, text: str, told: str
+) -> None:
+    (task_file.parent / "test.tsv").write_text(text)
     done = sparsebert("finetune", task_file, f"model.init_from={models['dense']}", "--local")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ") and "test.tsv line 3 has the label '7'" in line
+    assert line.startswith("error: ") and told in line
     assert not (task_file.parent / "runs").exists()
 
 
@@ -132,6 +154,16 @@ def test_a_study_runs_what_is_missing(models: dict[str, Path], task_file: Path) 
     assert changed.returncode == 2 and "the content of task.train, task.dev or task.test was" in (
         changed.stderr
     )
+    # Runs of before the rules of reading were recorded: their scores stay, and stay alone.
+    for identity_file in folder.glob("words.*/seed-*/identity.json"):
+        identity = _read(identity_file)
+        del identity["task"]["reading"]
+        identity_file.write_text(json.dumps(identity))
+    study = resolve_paths(load_config(file, [], root=StudyConfig))
+    assert compare(study, quiet=True) == rows
+    more = study.model_copy(update={"seeds": [1, 2, 3]})
+    with pytest.raises(BadInput, match="read the files of the task words under earlier rules"):
+        compare(more, quiet=True)
     fields["overrides"] = ["train.epochs=2"]
     file.write_text(yaml.safe_dump(fields))
     changed = sparsebert("compare", file)

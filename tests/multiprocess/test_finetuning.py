@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,22 @@ def test_a_stopped_run_continues_to_the_same_bits(folder: Path, source: RunFolde
     assert differences(contents(got), contents(want)) == []
     assert results(stopped) == results(whole)
     assert column(stopped, "dev/loss") == column(whole, "dev/loss")
+
+
+def test_a_run_that_recorded_no_rules_of_reading_continues(folder: Path, source: RunFolder) -> None:
+    """As earlier versions began it: its examples are the same, so it ends with the same bits."""
+    whole = finetune(1, task_run(folder, source.path, name="whole"))
+    parts = task_run(folder, source.path, name="parts")
+    stopped = finetune(1, parts, stop_after=7)
+    identity = json.loads(stopped.identity_file.read_text())
+    del identity["task"]["reading"]
+    stopped.identity_file.write_text(json.dumps(identity))
+    finetune(1, parts)
+    got, want = last_checkpoint(stopped, STEPS), last_checkpoint(whole, STEPS)
+    assert differences(contents(got), contents(want)) == []
+    assert results(stopped) == results(whole)
+    lines = (folder / "train.tsv").read_text().splitlines()[1:]
+    assert results(whole)["classes"]["train"] == Counter(line[-1] for line in lines)
 
 
 def test_the_best_is_kept_though_its_writer_died_before_it_could(

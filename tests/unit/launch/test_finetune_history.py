@@ -1,0 +1,172 @@
+"""Runs that began under earlier rules of reading: they go on, or the rules are named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertConfig, BertForMaskedLM
+
+from bert.tasks.splits import load_task
+from distributed.errors import BadInput
+from launch.finetune_configuration import FinetuneConfig, resolve_finetune_paths
+from launch.finetune_history import check_unchanged
+from launch.finetune_setup import begin_finetune, check_finetune
+from launch.run_folder import RunFolder, run_folder_of
+
+TABLE = "sentence\tlabel\nabc\t1\ncab\t0\nbca\t1\n"
+# A blank behind a label made a class of its own before.
+BLANK = TABLE.replace("cab\t0", "cab\t0 ")
+
+
+@pytest.fixture
+def config(tmp_path: Path, vocab: Path) -> FinetuneConfig:
+    """A task of three records and a model in Hugging Face's layout."""
+    shape = {
+        "vocab_size": len(vocab.read_text().splitlines()),
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 32,
+    }
+    BertForMaskedLM(BertConfig(**shape)).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "vocab.txt").write_text(vocab.read_text())
+    file = tmp_path / "t.tsv"
+    file.write_text(TABLE)
+    fields: dict[str, Any] = {
+        "name": "task",
+        "model": {"init_from": tmp_path / "model"},
+        "task": {
+            "kind": "classification",
+            **{split: str(file) for split in ("train", "dev", "test")},
+            "metrics": ["accuracy"],
+            "max_seq_len": 16,
+        },
+        "launch": {"runs_dir": tmp_path / "runs", "use_gpu": False},
+    }
+    return resolve_finetune_paths(FinetuneConfig.model_validate(fields)).for_seed(1)
+
+
+def begin(config: FinetuneConfig, *, rules: int | None, is_finished: bool = False) -> RunFolder:
+    """Begin a run; with `rules` None as a version did that did not record them."""
+    begin_finetune(config, check_finetune(config))
+    folder = run_folder_of(config)
+    identity = json.loads(folder.identity_file.read_text())
+    assert identity["task"].pop("reading") == 2
+    if rules is not None:
+        identity["task"]["reading"] = rules
+    folder.identity_file.write_text(json.dumps(identity))
+    if is_finished:
+        scores = {"dev": {}, "test": {}, "labels": ["0", "1"], "total_steps": 7}
+        folder.results_file.write_text(json.dumps(scores))
+    return folder
+
+
+def table_of(config: FinetuneConfig) -> Path:
+    return Path(config.task.train.paths[0])
+
+
+def test_the_rules_are_recorded_and_the_classes_told(
+    config: FinetuneConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = check_finetune(config)
+    assert capsys.readouterr().out == "", "a check writes nothing"
+    begin_finetune(config, plan)
+    assert capsys.readouterr().out.splitlines() == [
+        "train: 3 examples; of each class: 0 (1), 1 (2)",
+        "dev: 3 examples; of each class: 0 (1), 1 (2)",
+        "test: 3 examples; of each class: 0 (1), 1 (2)",
+    ]
+    assert plan.labels == ["0", "1"] and plan.identity["task"]["reading"] == 2
+
+
+@pytest.mark.parametrize("text", [TABLE, BLANK])
+def test_a_run_goes_on_if_its_examples_are_the_same(config: FinetuneConfig, text: str) -> None:
+    """Here the same examples come of both files; the identity stays as the run began it."""
+    folder = begin(config, rules=None)
+    before = folder.identity_file.read_bytes()
+    table_of(config).write_text(text)
+    plan = check_finetune(config)
+    assert not plan.is_complete and plan.identity["task"].get("reading") is None
+    begin_finetune(config, plan)
+    assert folder.identity_file.read_bytes() == before
+    assert same_as_before(config)
+
+
+def test_other_examples_are_put_down_to_the_rules(config: FinetuneConfig) -> None:
+    folder = begin(config, rules=None)
+    table_of(config).write_text(TABLE.replace("abc", "aaa"))
+    with pytest.raises(BadInput) as error:
+        check_finetune(config)
+    sentence = str(error.value)
+    assert sentence.startswith(f"{folder.path} began under earlier rules of reading task files")
+    assert "the content of" not in sentence
+    with pytest.raises(BadInput, match="began under earlier rules of reading task files"):
+        same_as_before(config)
+
+
+def test_other_settings_are_told_beside_the_rules(config: FinetuneConfig) -> None:
+    begin(config, rules=None)
+    table_of(config).write_text(TABLE.replace("abc", "aaa"))
+    train = config.train.model_copy(update={"learning_rate": 0.5})
+    with pytest.raises(BadInput) as error:
+        check_finetune(config.model_copy(update={"train": train}))
+    assert "train.learning_rate was 3e-05 and is now 0.5" in str(error.value)
+    assert "the rules by which task files are read was null and is now 2" in str(error.value)
+    assert "the content of" not in str(error.value)
+
+
+def test_other_files_are_still_told_under_the_same_rules(config: FinetuneConfig) -> None:
+    begin(config, rules=2)
+    table_of(config).write_text(TABLE.replace("abc", "aaa"))
+    with pytest.raises(BadInput, match="the content of task.train, task.dev or task.test was"):
+        check_finetune(config)
+
+
+def test_files_that_the_rules_of_today_refuse(config: FinetuneConfig) -> None:
+    folder = begin(config, rules=None)
+    table_of(config).write_text('{"sentence": {"text": "a"}, "label": 1}\n')
+    with pytest.raises(BadInput) as error:
+        check_finetune(config)
+    assert "t.tsv line 1 has an object in the column sentence" in str(error.value)
+    assert f"({folder.path} began under earlier rules of reading" in str(error.value)
+    table_of(config).unlink()
+    with pytest.raises(BadInput) as error:
+        check_finetune(config)
+    assert str(error.value).endswith("does not exist")
+
+
+@pytest.mark.parametrize("text", [TABLE.replace("abc", "aaa"), '{"sentence": 5, "label": 1}\n'])
+def test_a_finished_run_stays_finished(config: FinetuneConfig, text: str) -> None:
+    folder = begin(config, rules=None, is_finished=True)
+    table_of(config).write_text(text)
+    plan = check_finetune(config)
+    assert plan.is_complete and plan.labels == ["0", "1"] and plan.total_steps == 7
+    (note,) = plan.notes
+    assert note.startswith(f"{folder.path} was read under earlier rules")
+    assert not same_as_before(config)
+    # What it has not scored yet must be read.
+    scores = {**json.loads(folder.results_file.read_text()), "test": None}
+    folder.results_file.write_text(json.dumps(scores))
+    with pytest.raises(BadInput, match="began under earlier rules of reading"):
+        check_finetune(config)
+
+
+def test_a_finished_run_of_these_rules_tells_other_files(config: FinetuneConfig) -> None:
+    begin(config, rules=2, is_finished=True)
+    assert check_finetune(config).is_complete and check_finetune(config).notes == []
+    table_of(config).write_text(TABLE.replace("abc", "aaa"))
+    with pytest.raises(BadInput, match="the content of task.train"):
+        check_finetune(config)
+
+
+def same_as_before(config: FinetuneConfig) -> bool:
+    """What a study asks of its runs."""
+    identity = json.loads(run_folder_of(config).identity_file.read_text())
+    model = identity["model"]["init_fingerprint"]
+    return check_unchanged(
+        config,
+        fingerprint_of_model=lambda _: model,
+        fingerprint_of_data=lambda task: load_task(task).fingerprint,
+    )
