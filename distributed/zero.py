@@ -211,8 +211,10 @@ def import_deepspeed(device_type: str) -> Any:
     """
     os.environ["DS_ACCELERATOR"] = device_type
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
-        os.environ.setdefault(name, default)  # DeepSpeed reads them even for one process
+    # DeepSpeed reads them even for one process; it stops where Open MPI has another local rank.
+    local_rank = os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0")
+    for name, default in (("RANK", "0"), ("LOCAL_RANK", local_rank), ("WORLD_SIZE", "1")):
+        os.environ.setdefault(name, default)
     import deepspeed
     import deepspeed.ops
     from deepspeed.accelerator import get_accelerator

@@ -10,7 +10,6 @@ which is the same for every number of processes as long as the weights are.
 import argparse
 import gzip
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -19,7 +18,12 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # not needed where sparsebert is installed
 
-from distributed.topology import detect_topology, ensure_process_group
+from distributed.errors import BadInput
+from distributed.topology import (
+    detect_topology,
+    ensure_process_group,
+    has_gpu_for_each_process,
+)
 from distributed.zero import import_deepspeed
 from sparsity.attach import attach
 from sparsity.schedule import SparsityConfig
@@ -85,8 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     if not 0 < options.sparsity < 1:
         parser.error("--sparsity is the share of the weights that is pruned, between 0 and 1")
-    use_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    topology = detect_topology(use_gpu=use_gpu)
+    topology = detect_topology(use_gpu=has_gpu_for_each_process())
     ensure_process_group(topology)
     deepspeed = import_deepspeed(topology.device.type)
     text, vocabulary = read_characters()
@@ -132,4 +135,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BadInput as error:
+        sys.exit(f"error: {error}")

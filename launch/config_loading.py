@@ -19,6 +19,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from distributed.errors import BadInput
+from launch.text_fields import settle
+from launch.yaml_values import Typed, describe_problem, parse, parse_override, without_texts
 
 Root = TypeVar("Root", bound=BaseModel)
 
@@ -40,34 +42,6 @@ _WORDS = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """safe_load that refuses a repeated key and reads 5e-4 as a number, 24:00:00 as text.
-
-    The latter two as YAML 1.2 does; to YAML 1.1 they are text, and 86400.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
-    list("-+.0123456789"),
-)
-for _first in "-+0123456789":
-    _Loader.yaml_implicit_resolvers[_first].insert(
-        0, ("tag:yaml.org,2002:str", re.compile(r"[-+]?\d+(?::[0-5]?\d)+(?:\.\d*)?$"))
-    )
-
-
 def load(path: Path, overrides: Sequence[str], root: type[Root]) -> Root:
     """Read `path`, put `overrides` over it, validate against `root`."""
     data = read_yaml(path)
@@ -87,10 +61,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"{path} cannot be read ({error.strerror}): give a YAML configuration file"
         ) from None
-    data = _parse(text, source=str(path))
+    try:
+        data = parse(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise BadInput(describe_problem(error, source=str(path))) from None
     if not isinstance(data, dict):
         raise BadInput(f"{path} holds no fields: it must be a YAML mapping such as `name: demo`")
     return data
+
+
+def find_repeated(overrides: Sequence[str]) -> list[str]:
+    """Overrides that a later one replaces by another value: the last one counts."""
+    repeated = []
+    for i, override in enumerate(overrides):
+        field = override.partition("=")[0]
+        for later in overrides[i + 1 :]:
+            by = later.partition("=")[0]
+            if later != override and (by == field or field.startswith(f"{by}.")):
+                repeated.append(f"{override} is followed by {later}, which counts")
+    return repeated
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> set[str]:
@@ -105,16 +94,18 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> set[str]:
         *sections, key = field.split(".")
         inner = data
         for depth, section in enumerate(sections, start=1):
-            if inner.get(section) is None:
+            if without_texts(inner.get(section)) is None:
                 inner[section] = {}  # a section that was left out or null
+            elif isinstance(inner[section], Typed):  # an earlier override set all of it
+                inner[section] = inner[section].value
             inner = inner[section]
             if not isinstance(inner, dict):
                 owner = ".".join(sections[:depth])
                 raise BadInput(
                     f"{field} cannot be set on the command line because {owner} is "
-                    f"{_show(inner)}, not a section: set {owner} as a whole"
+                    f"{_show(without_texts(inner))}, not a section: set {owner} as a whole"
                 )
-        inner[key] = _parse(text, source=f"{field} on the command line")
+        inner[key] = parse_override(text, source=f"{field} on the command line")
         overridden.add(field)
     return overridden
 
@@ -123,16 +114,25 @@ def validate(
     root: type[Root], data: Mapping[str, Any], *, path: Path, overridden: Collection[str] = ()
 ) -> Root:
     """`data` as a `root`; `overridden` are the fields that do not come from the file `path`."""
+    data, misread = settle(root, data, path=path, overridden=overridden)
+    problems: dict[str, list[ErrorDetails]] = {}
     try:
-        return root.model_validate(data)
+        config = root.model_validate(data)
+        if not misread:
+            return config
     except ValidationError as error:
         problems = _group(error.errors(include_url=False), data)
-    # An unknown key first: it is usually the reason for what else is missing.
-    first = min(problems, key=lambda field: problems[field][0]["type"] not in _UNKNOWN_KEY)
-    sentence = _explain(
-        first, problems[first], fields=list_fields(root), path=path, overridden=overridden
-    )
-    more = len(problems) - 1
+    # An unknown key first: it is usually the reason for what else is missing. Then what YAML reads
+    # as something else than was typed.
+    unknown = [field for field, errors in problems.items() if errors[0]["type"] in _UNKNOWN_KEY]
+    first = [*unknown, *misread, *problems][0]
+    if first in misread:
+        sentence = misread[first]
+    else:
+        sentence = _explain(
+            first, problems[first], fields=list_fields(root), path=path, overridden=overridden
+        )
+    more = len(misread.keys() | problems.keys()) - 1
     if more:
         sentence += f" (and {more} more problem{'s' if more > 1 else ''})"
     raise BadInput(sentence)
@@ -161,18 +161,6 @@ def find_nearest(field: str, candidates: Iterable[str]) -> str | None:
     others = [c for c in candidates if not field.startswith(f"{c}.")]
     best = max(others, key=similarity, default=None)
     return best if best is not None and similarity(best) >= 0.6 else None
-
-
-def _parse(text: str, *, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise BadInput(f"{source} is not valid YAML{where}: {problem}") from None
-    except ValueError as error:  # a date such as 2024-02-31
-        raise BadInput(f"{source} is not valid YAML: {error}") from None
 
 
 def _missing_file(path: Path) -> str:

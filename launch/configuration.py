@@ -4,13 +4,13 @@ Each section is declared by the package that it configures; this file is the tab
 A run is a YAML file with dotted overrides: `sparsebert pretrain configs/demo.yaml zero.stage=3`.
 """
 
+import logging
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, overload
 
-import yaml
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
 from bert.configuration import (
@@ -23,7 +23,10 @@ from bert.configuration import (
 from distributed.config import CheckpointConfig, Config, ZeroConfig
 from launch import config_loading
 from launch.slurm.config import SlurmConfig
+from launch.yaml_values import dump
 from sparsity.schedule import SparsityConfig
+
+log = logging.getLogger(__name__)
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -204,6 +207,8 @@ def load_config(
     Raises:
         BadInput: one sentence on the first problem, with its field and its file.
     """
+    for repeated in config_loading.find_repeated(overrides):
+        log.warning("%s", repeated)
     return config_loading.load(Path(path), overrides, root)
 
 
@@ -227,4 +232,4 @@ def _resolve(value: Any) -> Any:
 
 def dump_yaml(config: BaseModel) -> str:
     """The configuration as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump(config.model_dump(mode="json"))

@@ -25,12 +25,13 @@ def prune_once(
     """Collective: prune a folder; the report in the first process, None in the others.
 
     Raises:
-        BadInput: in the first process; the others leave with the same exit code and no words.
+        BadInput: in the first process; the others leave with the same exit code and no words. In
+            each process that cannot join the others.
     """
     topology = detect_topology(use_gpu=False)
+    ensure_process_group(topology)
     try:
         config = _build_config(sparsity, scope, pattern)
-        ensure_process_group(topology)
         report = prune_folder(
             source, output, config, match=match, rank=topology.rank, ranks=topology.world_size
         )

@@ -5,7 +5,7 @@ Imports no torch, as no configuration does.
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -71,6 +71,8 @@ Scalar = str | int | float | bool
 
 class SplitConfig(Config):
     """Where a split is: files, folders, or hub:NAME[:CONFIG[:SPLIT]] for datasets.load_dataset."""
+
+    short_form: ClassVar[str] = "paths"  # what a path or a list in place of the section is
 
     paths: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
     where: dict[str, Scalar | list[Scalar]] = Field(

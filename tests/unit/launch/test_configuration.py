@@ -78,8 +78,16 @@ def test_override_creates_a_section(write_config: Write) -> None:
     assert config.sparsity.final_sparsity == 0.5
 
 
-def test_last_override_wins(write_config: Write) -> None:
+def test_last_override_wins(write_config: Write, caplog: pytest.LogCaptureFixture) -> None:
     assert load_config(write_config(), ["seed=3", "seed=4"]).seed == 4
+    assert caplog.messages == ["seed=3 is followed by seed=4, which counts"]
+    caplog.clear()
+    config = load_config(write_config(), ["zero.stage=3", "zero={stage: 1}", "seed=5", "seed=5"])
+    assert config.zero.stage == 1
+    assert caplog.messages == ["zero.stage=3 is followed by zero={stage: 1}, which counts"]
+    caplog.clear()
+    load_config(write_config(), ["zero={stage: 1}", "zero.offload_optimizer=true", "seed=5"])
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
@@ -101,7 +109,7 @@ def test_last_override_wins(write_config: Write) -> None:
         ("train.betas=[0.9]", "train.betas.1 is missing on the command line: add it"),
         ("train.betas=[0.9, x]", "train.betas.1"),
         ("data.shards=[]", "data.shards on the command line is []: it must have at least 1 item"),
-        ("launch.runs_dir=5", "launch.runs_dir on the command line is 5: it must be a path"),
+        ("launch.runs_dir=[5]", "launch.runs_dir on the command line is [5]: it must be a path"),
         ("name=../up", "name '../up' cannot be a folder"),
         ("name=.hidden", "not starting with '.'"),
         ("name=", "name on the command line is null: it must be text"),
@@ -119,7 +127,7 @@ def test_last_override_wins(write_config: Write) -> None:
         ("train.total_steps.x=3", "because train.total_steps is 100, not a section"),
         ("data.shards.0=x", 'because data.shards is ["data/general"], not a section'),
         ("train.betas=[0.9", "train.betas on the command line is not valid YAML at line 1"),
-        ("name=2024-02-31", "name on the command line is not valid YAML"),
+        ("train.betas=2024-02-31", 'train.betas on the command line is "2024-02-31": it must be'),
     ],
 )
 def test_refused(write_config: Write, override: str, expected: str) -> None:
