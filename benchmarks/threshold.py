@@ -6,15 +6,18 @@ Each method finds the k-th smallest |w| of the same fp32 weights, in processes o
 give the same answer. On several ranks each holds an equal share; a peer gathers it to rank 0 first,
 ours sends counts. Time is the slowest rank's, the best of the repeats; the floor is one plain read.
 Extra memory is how far the first repeat lifts the resident set (on a GPU: the allocated memory) of
-rank 0, after the method has run on a few weights: threads and libraries are there by then.
+rank 0, after the method has run on a few weights: threads and libraries are there by then. Each row
+is printed when it is measured; with --json FILE each is also a line of that file.
 """
 
 import argparse
 import json
 import os
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +123,12 @@ def by_global_unstructured(weights: torch.Tensor, k: int) -> float:
     return float(weights.abs()[module.w_mask == 0].max())
 
 
+def read_once(shard: Shard) -> None:
+    float(shard.weights.sum())
+
+
 METHODS: dict[str, Callable[[Shard], float | None]] = {
-    "plain read (floor)": lambda shard: float("nan") if shard.weights.sum() else None,
+    "plain read (floor)": read_once,
     "sparsebert: threshold": ours,
     "sparsebert: threshold, masks and digest": ours_with_masks,
     "torch.kthvalue": on_gathered(lambda w, k: float(w.abs().kthvalue(k).values)),
@@ -132,46 +139,67 @@ METHODS: dict[str, Callable[[Shard], float | None]] = {
 }
 
 
+@dataclass(frozen=True)
+class Row:
+    """What one method took."""
+
+    method: str
+    seconds: float  # the best of the repeats
+    median_seconds: float
+    answer: float | None
+    extra_bytes: int
+    wire_bytes: int
+
+
 def measure(
     rank: int,
     ranks: int,
     store: str,
-    method: str,
+    methods: list[str],
     options: argparse.Namespace,
     numel: int,
     out: Any,
 ) -> None:
-    threads = max(1, options.threads // ranks)
-    torch.set_num_threads(threads)
+    """Collective: one process; rank 0 puts a Row of each method into `out`."""
+    torch.set_num_threads(max(1, options.threads // ranks))
     device = torch.device(options.device)
     if device.type == "cuda":
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=ranks)
+    for method in methods:
+        row = measure_method(method, options, numel, device)
+        if rank == 0:
+            out.put(row)
+    dist.destroy_process_group()
+
+
+def measure_method(
+    method: str, options: argparse.Namespace, numel: int, device: torch.device
+) -> Row:
+    """Collective: run `method` on fresh weights, the same for every method."""
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     METHODS[method](Shard(FEW, options.fragments, options.sparsity, device))
-    shard, times = Shard(numel, options.fragments, options.sparsity, device), []
-    answer, extra = None, None
+    shard = Shard(numel, options.fragments, options.sparsity, device)
+    times: list[float] = []
+    answer, extra = None, 0
     before = reset_peak(device)
-    for _ in range(options.repeats):
+    for repeat in range(options.repeats):
         shard.wire_bytes = 0
         for mask in shard.masters:
             mask.keep.fill_(-1)
         dist.barrier()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize()
         started = time.perf_counter()
         answer = METHODS[method](shard)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if ranks > 1:
+        synchronize()
+        if dist.get_world_size() > 1:
             dist.barrier()
         times.append(time.perf_counter() - started)
-        if extra is None:
+        if repeat == 0:
             extra = peak_memory(device) - before
-    if rank == 0:
-        out.put((min(times), answer, extra, shard.wire_bytes))
-    dist.destroy_process_group()
+    return Row(method, min(times), statistics.median(times), answer, extra, shard.wire_bytes)
 
 
 def reset_peak(device: torch.device) -> int:
@@ -195,7 +223,38 @@ def _status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def main() -> None:
+def find_rows(options: argparse.Namespace, numel: int, ranks: int) -> Iterator[Row]:
+    """A row of each method that is not left out, as it is measured.
+
+    Raises:
+        AssertionError: its answer is another than ours.
+    """
+    methods = [m for m in METHODS if not any(m.startswith(word) for word in options.skip)]
+    want: float | None = None
+    for together in [methods] if options.together else [[method] for method in methods]:
+        for row in _run_processes(together, options, numel, ranks):
+            yield row
+            if row.method.startswith("plain"):
+                continue
+            want = row.answer if want is None else want
+            assert row.answer == want, (row.method, row.answer, want)
+
+
+def _run_processes(
+    methods: list[str], options: argparse.Namespace, numel: int, ranks: int
+) -> Iterator[Row]:
+    out = mp.get_context("spawn").SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (ranks, f"{folder}/store", methods, options, numel, out)
+        context = mp.spawn(measure, arguments, nprocs=ranks, join=False)
+        done = False
+        while not done:
+            done = context.join(timeout=0.05)  # raises if a process failed
+            while not out.empty():
+                yield out.get()
+
+
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--numel", type=int, nargs="+", default=[84_934_656])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
@@ -205,37 +264,41 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--skip", nargs="*", default=[], help="methods to leave out")
-    options = parser.parse_args()
-    context = mp.get_context("spawn")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="all methods in the same processes: quicker where a process is slow to start",
+    )
+    parser.add_argument("--json", type=Path, help="append each row to this file")
+    return parser
+
+
+def main() -> None:
+    options = build_parser().parse_args()
     for numel in options.numel:
         for ranks in options.ranks:
             print(f"\n{numel:,} weights in {options.fragments} fragments, {ranks} rank(s), "
                   f"{options.threads} threads, sparsity {options.sparsity}, "
                   f"{options.device}\n")  # fmt: skip
             print("| method | seconds | plain reads | ours is faster by | extra memory, share of "
-                  "a shard | bytes on the wire |\n|---|---|---|---|---|---|")  # fmt: skip
-            results: dict[str, tuple[float, float, int, int]] = {}
-            for method in METHODS:
-                if any(method.startswith(skipped) for skipped in options.skip):
-                    continue
-                out = context.SimpleQueue()
-                with tempfile.TemporaryDirectory() as folder:
-                    mp.spawn(
-                        measure,
-                        (ranks, f"{folder}/store", method, options, numel, out),
-                        nprocs=ranks,
-                    )
-                results[method] = out.get()
-            floor = results["plain read (floor)"][0]
-            base = results["sparsebert: threshold"][0]
-            want = results["sparsebert: threshold"][1]
-            for method, (seconds, answer, extra, wire) in results.items():
-                if not method.startswith("plain"):
-                    assert answer == want, (method, answer, want)
-                share = extra / (numel / ranks * 4)
-                print(f"| {method} | {seconds:.4f} | {seconds / floor:.1f} | {seconds / base:.1f}x "
-                      f"| {share:.1%} | {wire:,} |")  # fmt: skip
-            print(json.dumps({"numel": numel, "ranks": ranks, "results": results}))
+                  "a shard | bytes on the wire |\n|---|---|---|---|---|---|",
+                  flush=True)  # fmt: skip
+            seconds: dict[str, float] = {}
+            for row in find_rows(options, numel, ranks):
+                seconds[row.method] = row.seconds
+                reads = _ratio(row.seconds, seconds.get("plain read (floor)"), "")
+                faster = _ratio(row.seconds, seconds.get("sparsebert: threshold"), "x")
+                share = row.extra_bytes / (numel / ranks * 4)
+                print(f"| {row.method} | {row.seconds:.4g} | {reads} | {faster} | {share:.1%} | "
+                      f"{row.wire_bytes:,} |", flush=True)  # fmt: skip
+                if options.json:
+                    with open(options.json, "a") as file:
+                        file.write(json.dumps({"numel": numel, "ranks": ranks, **asdict(row)}))
+                        file.write("\n")
+
+
+def _ratio(seconds: float, base: float | None, unit: str) -> str:
+    return "-" if base is None else f"{seconds / base:.1f}{unit}"
 
 
 if __name__ == "__main__":
