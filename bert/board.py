@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import yaml
-from PIL import Image, ImageDraw
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 DENSITIES = "sparsity/densities"
 # The tab "Custom Scalars": heading -> chart -> the curves in it, by regular expression.
@@ -63,6 +60,9 @@ class Board:
             digests: what the run was made from, by name; None where there is none.
         """
         first_step = start_step + 1
+        # Imported where it is used: one of a run's processes writes, and all import this file.
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder), purge_step=first_step)
         self._writer.add_text("configuration", f"```yaml\n{config_text}\n```", first_step)
         table = [f"| {name} | {digest or 'none'} |" for name, digest in digests.items()]
@@ -79,6 +79,8 @@ class Board:
             for name in (config.get("evaluation") or {}).get("sets") or {}
         ]
         results = dict.fromkeys([*_RESULTS, *validation], 0.0)
+        from torch.utils.tensorboard.summary import hparams
+
         # Into the run's own file: add_hparams would begin another run, and another curve.
         for summary in hparams(flatten(config), results)[:2]:  # type: ignore[no-untyped-call]  # torch's
             self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # None once closed
@@ -129,6 +131,8 @@ def render_densities(densities: Mapping[str, float]) -> npt.NDArray[np.uint8]:
         _ROW_LABEL_PIXELS + _CELL_PIXELS * len(columns),
         _COLUMN_LABEL_PIXELS + _CELL_PIXELS * len(rows),
     )
+    from PIL import Image, ImageDraw
+
     image = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(image)
     for at, row in enumerate(rows):

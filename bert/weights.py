@@ -1,14 +1,16 @@
 """The weights of BERT by name: one canonical name each, shapes, which are pruned, which decay.
 
 A parameter has one canonical name, whatever wraps it: masks, digests, checkpoints, exports use it.
-Imports no transformers: a run's checks before its start need names and shapes, and no model.
+Imports neither torch nor transformers: a run's checks before its start need names and shapes only.
 """
 
 import re
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from bert.configuration import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # What stands before a parameter's name: DeepSpeed's and DDP's wrapper, torch.compile's, ours, and
 # the attribute under which a model with a head keeps its BertModel.
@@ -28,7 +30,7 @@ def canonical_name(name: str) -> str:
     return _PREFIX.sub("", name)
 
 
-def named_weights(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def named_weights(module: "nn.Module") -> "list[tuple[str, nn.Parameter]]":
     """Every parameter of `module` under its canonical name, in registration order.
 
     A tied parameter comes once, under the name that is registered first (the word embeddings, not

@@ -6,15 +6,15 @@ lies `manifest.json` (checkpoint_manifest.py): step, sizes, checksums, parameter
 state. How they are written is told in checkpoint_writer.py; here they are read.
 
 Loading is the inverse on ranges: whoever needs [start, start + length) of a parameter gets it
-pieced together from the fragments that overlap it.
+pieced together from the fragments that overlap it. Only that imports torch: a checkpoint is found
+and verified without it.
 """
 
 import re
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from distributed.checkpoint_manifest import (
@@ -26,7 +26,11 @@ from distributed.checkpoint_manifest import (
     read_manifest,
 )
 from distributed.files import sha256_of
-from distributed.partition import ReadRange
+
+if TYPE_CHECKING:
+    import torch
+
+    from distributed.partition import ReadRange
 
 MASTER, MASK = "master", "keep_mask"
 _KEY = re.compile(r"([^|]+)\|(.+)\|([0-9]{1,18})\|([0-9]{1,18})", re.DOTALL)
@@ -105,8 +109,9 @@ class Checkpoint:
         """Whether `kind` is stored of this parameter."""
         return (kind, name) in self._index
 
-    def reader(self, kind: str) -> ReadRange:
+    def reader(self, kind: str) -> "ReadRange":
         """A function (name, start, length) -> tensor [length]; bool for masks, else fp32."""
+        import torch
 
         def read(name: str, start: int, length: int) -> torch.Tensor:
             out = torch.empty(length, dtype=torch.bool if kind == MASK else torch.float32)
@@ -149,7 +154,7 @@ class Checkpoint:
                 )
             if verify and sha256_of(file) != entry.sha256:
                 raise BadCheckpoint(f"{file} is damaged: its SHA-256 is not the manifest's")
-            with safe_open(file, framework="pt") as opened:
+            with safe_open(file, framework="np") as opened:
                 slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
                 return {key: (s.get_dtype(), s.get_shape()) for key, s in slices.items()}
         except FileNotFoundError as error:
@@ -173,7 +178,9 @@ class Checkpoint:
                     raise BadCheckpoint(f"{self.path} does not hold {kind} of {name}")
 
 
-def _unpack(packed: torch.Tensor, length: int) -> torch.Tensor:
+def _unpack(packed: "torch.Tensor", length: int) -> "torch.Tensor":
     """Bool [length] from bits, the first weight in the highest bit of the first byte."""
+    import torch
+
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8)
     return ((packed[:, None] >> shifts) & 1).view(-1)[:length].bool()

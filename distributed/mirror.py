@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyarrow import ArrowException, fs
-
 from distributed.checkpoint import Checkpoint, list_steps, step_folder
 from distributed.checkpoint_manifest import MANIFEST, STEP_NAME, BadCheckpoint, read_manifest
 from distributed.checkpoint_retention import set_aside
@@ -163,6 +161,8 @@ class Mirror:
 
     def _list(self) -> dict[int, bool]:
         """Whether each copy is whole."""
+        from pyarrow import fs
+
         selector = fs.FileSelector(
             f"{self._path}/{CHECKPOINTS}", recursive=True, allow_not_found=True
         )
@@ -195,6 +195,8 @@ class Mirror:
             return bytes(opened.read())
 
     def _put(self, source: Path, target: str) -> None:
+        from pyarrow import fs
+
         has_rename = not isinstance(self._storage, fs.S3FileSystem)  # S3 shows whole objects only
         if has_rename:
             self._storage.create_dir(target.rpartition("/")[0])
@@ -226,6 +228,8 @@ class Mirror:
 
     def _open(self) -> tuple[Any, str]:
         if self._opened is None:
+            from pyarrow import ArrowException, fs
+
             try:
                 storage, path = fs.FileSystem.from_uri(self._given)
             except (ArrowException, ValueError) as error:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from distributed.config import ZeroConfig
 from distributed.errors import BadInput
+from distributed.imports import without_collector
 from distributed.partition import NamedParameters, Partition
 
 Precision = Literal["fp32", "bf16"]
@@ -215,9 +216,12 @@ def import_deepspeed(device_type: str) -> Any:
     local_rank = os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0")
     for name, default in (("RANK", "0"), ("LOCAL_RANK", local_rank), ("WORLD_SIZE", "1")):
         os.environ.setdefault(name, default)
-    import deepspeed
-    import deepspeed.ops
-    from deepspeed.accelerator import get_accelerator
+    with without_collector():
+        import deepspeed
+        import deepspeed.ops
+        from deepspeed.accelerator import get_accelerator
+
+        _import_muon()
 
     if get_accelerator().device_name() != device_type:
         raise RuntimeError(f"DeepSpeed was imported for another device than {device_type} before")
@@ -230,3 +234,22 @@ def import_deepspeed(device_type: str) -> Any:
 
     logger.setLevel(logging.WARNING)
     return deepspeed
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon without its compiler.
+
+    Engines import this optimizer, which none of ours uses, and it calls torch.compile when it is
+    imported: 540 modules of torch's compiler, and a start of gcc.
+    """
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    except ImportError:  # another version's
+        pass
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before

@@ -186,7 +186,10 @@ def pretrain(
     from launch.configuration import load_config, resolve_paths
 
     resolved = resolve_paths(load_config(config, overrides or []))
-    from launch.driver import pretrain as run_pretraining
+    from distributed.imports import without_collector
+
+    with without_collector():
+        from launch.driver import pretrain as run_pretraining
 
     raise typer.Exit(run_pretraining(resolved, local=local))
 

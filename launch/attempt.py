@@ -8,18 +8,19 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.checkpoint import Checkpoint, find_newest
 from distributed.checkpoint_manifest import BadCheckpoint
 from distributed.checkpoint_retention import set_aside
-from distributed.collectives import broadcast_json
 from distributed.errors import BadInput, Unrecoverable
 from distributed.fencing import claim
 from distributed.files import PASSING, write_json
-from distributed.topology import Topology
 from launch.run_events import append_event
 from launch.run_folder import RunFolder, truncate_metrics
+
+if TYPE_CHECKING:
+    from distributed.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Attempt:
 
 
 def agree_on_attempt(
-    folder: RunFolder, topology: Topology, *, next_batch: int | None, most_returns: int
+    folder: RunFolder, topology: "Topology", *, next_batch: int | None, most_returns: int
 ) -> Attempt:
     """Collective: rank 0 chooses and all take it.
 
@@ -46,6 +47,8 @@ def agree_on_attempt(
         BadInput: on all ranks: no checkpoint is good, or nothing can be written.
         Unrecoverable: on all ranks: one return too many.
     """
+    from distributed.collectives import broadcast_json
+
     choice: dict[str, Any] = {}
     if topology.is_first:
         try:

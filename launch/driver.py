@@ -18,14 +18,15 @@ from typing import Any
 
 from distributed.checkpoint import find_newest
 from distributed.errors import BadInput
+from distributed.imports import without_collector
 from launch import RAY_THREAD
 from launch.configuration import PretrainConfig, resolve_paths
 from launch.crash_loops import CrashLoops
 from launch.elastic import ask_when_more_fit, await_workers
-from launch.jobs import begin_job, check_job, is_finished, pack_job, run_job, unpack_job
+from launch.jobs import begin_job, check_job, is_finished, pack_job
 from launch.lease import refuse_if_held
 from launch.mirroring import copy_the_rest, fetch_newer, kept_up
-from launch.process_group import build_torch_config
+from launch.process_group import build_backend_config
 from launch.progress import ProgressDisplay, follow_metrics
 from launch.ray_cluster import check_resources, ray_cluster
 from launch.ray_events import (
@@ -36,11 +37,13 @@ from launch.ray_events import (
     last_line,
     record_failure,
 )
+from launch.ray_trainer import build_trainer
+from launch.ray_worker import train_on_ray
 from launch.run_events import EventTail, append_event
 from launch.run_folder import RunFolder, last_step, run_folder_of
 from launch.run_setup import AnyRunConfig, RunPlan, hold_run
 from launch.shared_storage import check_shared_storage
-from launch.stopping import is_there, report_end, signals_request_stop
+from launch.stopping import report_end, signals_request_stop
 
 
 def pretrain(config: PretrainConfig, *, local: bool = False) -> int:
@@ -58,7 +61,8 @@ def run(config: AnyRunConfig, *, local: bool = False) -> int:
         BadInput: nothing is left behind of a run that has not begun.
     """
     if local or is_under_torchrun():
-        from launch.local import run_locally
+        with without_collector():
+            from launch.local import run_locally
 
         return run_locally(config)
     folder = run_folder_of(config)
@@ -70,13 +74,13 @@ def run(config: AnyRunConfig, *, local: bool = False) -> int:
         return report_end(folder, plan.finished_steps, plan.total_steps, ended_early=True)
     attempt = folder.ray / f"attempt-{time.time_ns()}"
     logs = attempt / "logs"
-    with ray_cluster(config.launch, log_folder=logs):
+    with ray_cluster(config.launch, log_folder=logs) as is_own:
         use_gpu = check_resources(config.launch)
         check_shared_storage(config, use_gpu=use_gpu)
         with hold_run(folder) as lost, kept_up(config, say=print):
             begin_job(config, plan)
             logs.mkdir(parents=True)
-            return _follow(config, plan, attempt, use_gpu=use_gpu, lost=lost)
+            return _follow(config, plan, attempt, use_gpu=use_gpu, is_own_cluster=is_own, lost=lost)
 
 
 def is_under_torchrun() -> bool:
@@ -93,9 +97,9 @@ def _build_trainer(
     workers: int,
     restarts: int,
     use_gpu: bool,
+    is_own_cluster: bool,
 ) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
     # A group of another size is a run of its own to Ray. One that cannot start is seen to here:
@@ -105,8 +109,9 @@ def _build_trainer(
         if config.launch.is_elastic
         else FailureConfig(max_failures=restarts, controller_failure_limit=0)
     )
-    return TorchTrainer(
-        train_on_ray,
+    return build_trainer(
+        is_own_cluster=is_own_cluster,
+        train_loop_per_worker=train_on_ray,
         train_loop_config={
             **pack_job(config, plan),
             "use_gpu": use_gpu,
@@ -121,7 +126,7 @@ def _build_trainer(
                 **({"GPU": 1} if use_gpu else {}),
             },
         ),
-        torch_config=build_torch_config(),
+        backend_config=build_backend_config(),
         run_config=RunConfig(
             name=attempt.name if number == 0 else f"{attempt.name}-{number}",
             storage_path=str(attempt.parent),
@@ -132,38 +137,20 @@ def _build_trainer(
     )
 
 
-def train_on_ray(arguments: dict[str, Any]) -> None:
-    """Collective: Ray Train's train function. Runs in a thread, so it cannot catch signals."""
-    import ray.train
-
-    config, plan = unpack_job(arguments)
-    requests = run_folder_of(config).stop_file, Path(arguments["resize_request"])
-    run_job(
-        config,
-        plan,
-        use_gpu=arguments["use_gpu"],
-        report=lambda figures: ray.train.report(_numbers(figures)),
-        stop_requested=lambda: any(map(is_there, requests)),
-    )
-
-
-def _numbers(figures: dict[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in figures.items() if isinstance(value, int | float)}
-
-
 def _fit(
     config: AnyRunConfig,
     plan: RunPlan,
     attempt: Path,
     *,
     use_gpu: bool,
+    is_own_cluster: bool,
     over: threading.Event,
     stop_requested: Callable[[], bool],
 ) -> None:
     """Train to the end or to a stop, in as many groups as it takes.
 
     Ray Train restarts a group of a fixed size that fails while it trains, and raises what happens
-    before, such as an exception in the process group's start: then the group is started again here,
+    before, such as the death of a worker that has not begun: then the group is started again here,
     and one that the cluster has no room for as often as it takes. A group whose size may change is
     always started here, with what the cluster holds by then. Nothing is started any more once
     `over` is set, or when a stop was asked for.
@@ -189,7 +176,14 @@ def _fit(
             say(f"{workers} worker(s) of at most {launch.most_workers}")
         request = attempt / f"resize-{number}"
         trainer = _build_trainer(
-            config, plan, attempt, number=number, workers=workers, restarts=left, use_gpu=use_gpu
+            config,
+            plan,
+            attempt,
+            number=number,
+            workers=workers,
+            restarts=left,
+            use_gpu=use_gpu,
+            is_own_cluster=is_own_cluster,
         )
         try:
             with ask_when_more_fit(
@@ -227,7 +221,13 @@ def _fit(
 
 
 def _follow(
-    config: AnyRunConfig, plan: RunPlan, attempt: Path, *, use_gpu: bool, lost: threading.Event
+    config: AnyRunConfig,
+    plan: RunPlan,
+    attempt: Path,
+    *,
+    use_gpu: bool,
+    is_own_cluster: bool,
+    lost: threading.Event,
 ) -> int:
     """Train and show it until it ends, or the run is `lost` to another launcher; the exit code.
 
@@ -240,7 +240,15 @@ def _follow(
 
     def fit() -> None:
         try:
-            _fit(config, plan, attempt, use_gpu=use_gpu, over=over, stop_requested=stop_requested)
+            _fit(
+                config,
+                plan,
+                attempt,
+                use_gpu=use_gpu,
+                is_own_cluster=is_own_cluster,
+                over=over,
+                stop_requested=stop_requested,
+            )
         except BaseException as error:
             outcome["error"] = error
         finally:
@@ -261,7 +269,9 @@ def _follow(
             events.tell(display.note)
             return finished.is_set() | failures.look() | lost.is_set()
 
-        follow_metrics(folder.metrics_file, stop=is_over, on_record=display.update)
+        follow_metrics(
+            folder.metrics_file, stop=is_over, on_record=display.update, pause=finished.wait
+        )
         over.set()
     if lost.is_set():
         print(f"error: another launcher has taken over {folder.path}", file=sys.stderr)

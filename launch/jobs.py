@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from distributed.imports import without_collector
 from launch.configuration import PretrainConfig
 from launch.finetune_configuration import FinetuneConfig
 from launch.run_setup import (
@@ -68,6 +69,7 @@ def run_job(
     report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> int:
     """Collective: train in this process, one of the run's workers; the number of finished steps."""
+    import_training(config, use_gpu=use_gpu)
     if isinstance(config, FinetuneConfig) and isinstance(plan, FinetunePlan):
         from launch.finetune_worker import run_finetuning
 
@@ -89,6 +91,18 @@ def run_job(
         report=report,
         stop_requested=stop_requested,
     ).step
+
+
+def import_training(config: AnyRunConfig, *, use_gpu: bool) -> None:
+    """Import what `run_job` needs, which takes seconds."""
+    with without_collector():
+        from distributed.zero import import_deepspeed
+
+        if isinstance(config, FinetuneConfig):
+            import launch.finetune_worker
+        else:
+            import launch.worker  # noqa: F401
+        import_deepspeed("cuda" if use_gpu else "cpu")
 
 
 def is_finished(config: AnyRunConfig, plan: RunPlan, finished_steps: int) -> bool:

@@ -213,6 +213,7 @@ def follow_metrics(
     *,
     skip_existing: bool = True,
     poll_seconds: float = 0.5,
+    pause: Callable[[float], object] = time.sleep,
 ) -> None:
     """Call `on_record` with each record that is written to `path`, until `stop` says so.
 
@@ -225,6 +226,7 @@ def follow_metrics(
         on_record: called in this thread.
         skip_existing: leave out what is in the file now, written before this start.
         poll_seconds: time between two looks.
+        pause: waits for that time, or less when there is something to see.
     """
     tail = MetricsTail(path)
     if skip_existing:
@@ -241,7 +243,7 @@ def follow_metrics(
         else:
             stopping = stop()
             if not stopping:
-                time.sleep(poll_seconds)
+                pause(poll_seconds)
 
 
 class MetricsTail:

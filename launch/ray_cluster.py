@@ -5,11 +5,13 @@ A cluster of its own is closed to others by a token, keeps its files in a privat
 """
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
 import socket
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from launch.configuration import LaunchConfig
 
 # Starting workers includes importing torch and DeepSpeed, slow on a cold file system.
 _GROUP_START_SECONDS = "300"
+_LOOK_SECONDS = "0.5"
 _STARTS = 3
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 15.0
@@ -30,8 +33,10 @@ _PROJECT = Path(__file__).resolve().parent.parent
 
 
 @contextlib.contextmanager
-def ray_cluster(launch: LaunchConfig, *, log_folder: Path) -> Iterator[None]:
+def ray_cluster(launch: LaunchConfig, *, log_folder: Path) -> Iterator[bool]:
     """Connect to the cluster that the configuration or RAY_ADDRESS names, or start one here.
+
+    Yields whether it was started here: it is this run's alone, and ends with this process.
 
     Args:
         launch: has the address, if any.
@@ -44,6 +49,8 @@ def ray_cluster(launch: LaunchConfig, *, log_folder: Path) -> Iterator[None]:
     # A thread that asks a cluster which is gone must not start another.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _GROUP_START_SECONDS)
+    # How soon the controller sees that workers have ended; Ray's own is 2 seconds.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _LOOK_SECONDS)
     # One that answers no health check: stopped, or on a machine that hangs.
     silence = str(min(_SILENCE_SECONDS, launch.hang_seconds))
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", silence)
@@ -62,7 +69,7 @@ def ray_cluster(launch: LaunchConfig, *, log_folder: Path) -> Iterator[None]:
                     _start(Path(private))
                 else:
                     _connect(address)
-            yield
+            yield address == "local"
         finally:
             _leave()
             for logs in Path(private).glob("session_2*/logs"):
@@ -85,25 +92,64 @@ def _start(folder: Path) -> None:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    # Nobody takes this machine's node back: one process less to start.
+    # Fewer processes to start. Nobody takes this machine's node back; each worker that Ray would
+    # start before it is asked for has another environment than ours; nobody reads Ray's metrics.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     import ray  # only now: it reads these variables when it is imported
 
+    # ray.init mostly waits for other processes. Meanwhile a thread imports Ray Train. What both of
+    # them would import comes first, so that no two threads import one module.
+    import ray.dashboard.optional_deps
+
+    importing = threading.Thread(target=_import_ray_train, name="imports", daemon=True)
+    importing.start()
     for starts_left in reversed(range(_STARTS)):
         try:
-            ray.init(
-                address="local",  # without it, Ray joins whatever cluster it finds on this machine
-                include_dashboard=False,
-                object_store_memory=200_000_000,
-                _temp_dir=str(folder),
-                **_quiet(),
-            )
+            with _no_dashboard() as port:
+                ray.init(
+                    address="local",  # without it, Ray joins whatever cluster it finds here
+                    include_dashboard=False,
+                    dashboard_host="127.0.0.1",
+                    dashboard_port=port,
+                    object_store_memory=200_000_000,
+                    _temp_dir=str(folder),
+                    **_quiet(),
+                )
+            importing.join()
             return
         except Exception as error:  # of many types: on a busy machine Ray gives up on its agents
             ray.shutdown()
             if not starts_left:
                 raise
             print(f"the Ray cluster did not start ({first_line(error)}); trying again", flush=True)
+
+
+def _import_ray_train() -> None:
+    import ray.train.v2.api.data_parallel_trainer  # noqa: F401
+
+
+@contextlib.contextmanager
+def _no_dashboard() -> Iterator[int]:
+    """A port at which Ray can start no dashboard.
+
+    `include_dashboard=False` only takes the pages away (2.60): the process starts, and ray.init
+    waits for it, two seconds on two cores. Ray goes on without one where the port is not free.
+    """
+    log = logging.getLogger("ray._private.services")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        log.addFilter(_is_not_about_the_port)
+        try:
+            yield taken.getsockname()[1]
+        finally:
+            log.removeFilter(_is_not_about_the_port)
+
+
+def _is_not_about_the_port(record: logging.LogRecord) -> bool:
+    return "already occupied" not in record.getMessage()
 
 
 def _connect(address: str) -> None:

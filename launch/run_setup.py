@@ -1,7 +1,7 @@
 """Checks everything that can be wrong with a run before a process is started for it.
 
-What builds a model is imported where that is needed: most starts do not, and transformers takes
-longer to import than all of the checks.
+What builds a model is imported where that is needed: most starts do not, and torch or transformers
+take longer to import than all of the checks.
 """
 
 import hashlib
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 import yaml
 
 from bert.configuration import DistillationConfig
@@ -23,7 +22,6 @@ from bert.weights import is_prunable, weight_shapes
 from distributed.checkpoint_manifest import MANIFEST, read_manifest
 from distributed.errors import BadInput
 from distributed.files import sha256_of
-from distributed.zero import check_advanced
 from launch.attempt import find_start
 from launch.configuration import PretrainConfig, dump_yaml
 from launch.finetune_configuration import FinetuneConfig
@@ -40,6 +38,8 @@ from launch.stopping import forget_signal
 from sparsity.targets import build_scopes
 
 if TYPE_CHECKING:
+    import torch
+
     from bert.model import PretrainingModel
 
 AnyRunConfig = PretrainConfig | FinetuneConfig
@@ -90,7 +90,10 @@ def check_run(config: PretrainConfig) -> RunPlan:
         open_corpus(validation_folders, vocabulary=vocabulary, verify=True)
         for validation_folder in validation_folders:
             load_unigram_counts(validation_folder, vocabulary=vocabulary)
-    check_advanced(config.zero)
+    if config.zero.advanced:
+        from distributed.zero import check_advanced
+
+        check_advanced(config.zero)
     if config.sparsity is not None:
         shapes = weight_shapes(config.model, vocab_size=vocabulary.size)
         build_scopes(config.sparsity, [name for name in shapes if is_prunable(name)], shapes)
@@ -110,7 +113,7 @@ def check_run(config: PretrainConfig) -> RunPlan:
             config.model,
             sparsity=config.sparsity,
         )
-    build_teacher(config, vocabulary, device=torch.device("cpu"))
+    build_teacher(config, vocabulary, device="cpu")
     fields = identity(
         config,
         data_fingerprint=corpus.fingerprint,
@@ -181,7 +184,7 @@ def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> "Pretrain
 
 
 def build_teacher(
-    config: PretrainConfig, vocabulary: Vocabulary, *, device: torch.device
+    config: PretrainConfig, vocabulary: Vocabulary, *, device: "torch.device | str"
 ) -> "PretrainingModel | None":
     """The model that distillation.teacher names; None without one.
 
@@ -190,6 +193,8 @@ def build_teacher(
     """
     if config.distillation is None:
         return None
+    import torch
+
     from bert.model import build_model
     from bert.source_model import describe_source
     from bert.teacher import load_teacher
@@ -204,7 +209,13 @@ def build_teacher(
         attention_dropout=0.0,
         seed=0,
     )
-    load_teacher(module, source, described.config, device=device, precision=config.train.precision)
+    load_teacher(
+        module,
+        source,
+        described.config,
+        device=torch.device(device),
+        precision=config.train.precision,
+    )
     return module
 
 

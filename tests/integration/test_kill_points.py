@@ -69,8 +69,7 @@ def test_workers_killed_at_points(
     assert command.wait() == 0, command.out + command.err
     assert [marker.name for marker in markers if not marker.exists()] == []
     assert (
-        "the workers could not start: RuntimeError: connectFullMesh failed; "
-        "restarting from step 0 (7 restart(s) left)"
+        "worker 0: RuntimeError: connectFullMesh failed; restarting from step 0 (7 restart(s) left)"
     ) in command.out
     died = command.out.count("its process died; restarting from step")
     assert died == len(ON_RAY) - 1, command.out

@@ -1,6 +1,7 @@
 """The import rule: launch -> bert -> sparsity -> distributed; who imports Ray and DeepSpeed."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,10 +94,26 @@ def test_what_is_allowed() -> None:
             "launch.__main__, launch.configuration, launch.finetune_configuration, launch.study",
             {"torch", "transformers", "deepspeed", "ray"},
         ),
-        ("launch.driver", {"transformers", "deepspeed", "ray"}),
+        (
+            "launch.driver, launch.ray_worker",
+            {"torch", "transformers", "deepspeed", "ray", "pyarrow"},
+        ),
     ],
 )
 def test_a_start_waits_for_no_import_that_it_does_not_need(modules: str, slow: set[str]) -> None:
     program = f"import sys, {modules}; print(*{slow} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "\n", done.stdout + done.stderr
+
+
+def test_deepspeed_brings_no_compiler() -> None:
+    program = (
+        "import os, sys; from distributed.zero import import_deepspeed; import_deepspeed('cpu')\n"
+        "import deepspeed.runtime.zero.muon.original_muon\n"
+        "print('torch._inductor.compile_fx' in sys.modules, 'TORCHDYNAMO_DISABLE' in os.environ)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TORCHDYNAMO_DISABLE"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "False False\n", done.stdout + done.stderr

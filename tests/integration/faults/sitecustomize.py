@@ -24,9 +24,9 @@ POINTS = {
     "before-rename": ("distributed.fencing", "commit", "before"),
     "after-rename": ("distributed.fencing", "commit", "after"),
     "removing-old": ("distributed.files", "remove_folder", "before"),
-    "reporting": ("launch.driver", "_numbers", "before"),
+    "reporting": ("launch.ray_worker", "_numbers", "before"),
     # Raises instead, as a connection does that cannot be made.
-    "group-start": ("ray.train.torch.config", "_setup_torch_process_group", "raise"),
+    "group-start": ("distributed.topology", "ensure_process_group", "raise"),
 }
 
 
