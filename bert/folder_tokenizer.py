@@ -81,8 +81,10 @@ def load_folder_vocabulary(
     built = _load_automatically(folder, words)
     state = json.loads(built.backend_tokenizer.to_str())
     _check_state(folder, built, state, stated)
-    if words is None and (folder / TOKENIZER_FILE).is_file():
-        _check_tokenizer_file(folder, state, stated, plain)
+    has_file = words is None and (folder / TOKENIZER_FILE).is_file()
+    if has_file:
+        _check_tokenizer_file(folder, state, stated)
+    _check_words(plain, state["model"]["vocab"], folder / TOKENIZER_FILE if has_file else None)
     normalizer = state["normalizer"]
     if type(built).__name__ != "TokenizersBackend" and "do_lower_case" not in stated:
         if plain.is_cased and lower_case is None:
@@ -168,13 +170,37 @@ def _check_parts(folder: Path, state: Mapping[str, Any]) -> None:
 
 def _check_template(folder: Path, tokenizer: Tokenizer) -> None:
     """Refuse a tokenizer that does not set texts between [CLS] and [SEP] as BERT does."""
+    tokenizer.no_padding()  # some files say how their batches were cut and filled up
+    tokenizer.no_truncation()
     pair = tokenizer.encode("", "")
     if pair.tokens != ["[CLS]", "[SEP]", "[SEP]"] or pair.type_ids != [0, 0, 1]:
         raise _unknown(folder, "post_processor", " ".join(pair.tokens), "[CLS] A [SEP] B [SEP]")
 
 
+def _check_words(plain: Vocabulary, ids: Mapping[str, int], file: Path | None) -> None:
+    """Refuse words that transformers, which reads them from `file` if there is one, has not."""
+    ours = {word: index for index, word in enumerate(plain.words)}
+    for word, index in sorted(ids.items(), key=lambda item: item[1]):
+        # transformers cuts white space off a line: a word of nothing else is never found anyway.
+        if word and ours.get(word) != index:
+            here = plain.words[index] if index < len(plain.words) else None
+            raise BadInput(
+                f"{plain.path} has {here!r} as word {index}, and {file} has {word!r}: remove the "
+                "file that is not the model's"
+                if file is not None
+                else f"{plain.path} has {here!r} on line {index + 1}, which transformers reads as "
+                f"{word!r}: remove the white space after it"
+            )
+    missing = [word for word in plain.words if word.strip() and word not in ids]
+    if missing:
+        raise BadInput(
+            f"{plain.path} has {missing[0]!r}, which transformers does not read from "
+            f"{file or plain.path}: remove the file that is not the model's"
+        )
+
+
 def _check_tokenizer_file(
-    folder: Path, state: Mapping[str, Any], stated: Mapping[str, Any], plain: Vocabulary
+    folder: Path, state: Mapping[str, Any], stated: Mapping[str, Any]
 ) -> None:
     """Refuse what tokenizer.json says and AutoTokenizer passes over."""
     file = folder / TOKENIZER_FILE
@@ -188,15 +214,6 @@ def _check_tokenizer_file(
             )
     if said.get("post_processor"):
         _check_template(folder, Tokenizer.from_file(str(file)))
-    ids = said["model"]["vocab"]
-    theirs_by_id = {number: word.rstrip() for word, number in ids.items()}
-    ours_by_id = {number: word.rstrip() for number, word in enumerate(plain.words)}
-    for number in sorted(theirs_by_id.keys() | ours_by_id.keys()):
-        if theirs_by_id.get(number) != ours_by_id.get(number):
-            raise BadInput(
-                f"{plain.path} has {ours_by_id.get(number)!r} as word {number}, and {file} has "
-                f"{theirs_by_id.get(number)!r}: remove the file that is not the model's"
-            )
     added = {(word["id"], word["content"]) for word in state["added_tokens"]}
     for word in said.get("added_tokens") or []:
         if (word["id"], word["content"]) not in added:

@@ -16,7 +16,14 @@ import torch
 from bert.folder_config import CONFIG_FILE, check_not_quantised
 from bert.keep_mask import KEEP_MASK_FILE, load_keep_masks
 from bert.pruned_output import PruneReport, write_pruned
-from bert.stored_encoder import advise, check_encoder, check_float, explain_missing, find_layers
+from bert.stored_encoder import (
+    advise,
+    check_float,
+    check_parameters,
+    explain_missing,
+    find_layers,
+    refuse_strangers,
+)
 from bert.stored_weights import StoredTensor, StoredWeights, open_weights, read_json
 from bert.tied_weights import check_copies, group_copies
 from bert.weights import canonical_name, is_prunable, layer_shapes
@@ -138,13 +145,13 @@ def _find_bert(
     stored: StoredWeights, groups: Mapping[str, Sequence[StoredTensor]], config: Mapping[str, Any]
 ) -> list[str]:
     """The six matrices of each layer: all of them, or it is not the encoder that is pruned."""
-    layers = config.get("num_hidden_layers")
+    layers, kind = config.get("num_hidden_layers"), config.get("model_type")
     found = find_layers(stored.tensors)
-    if not found:
-        kind = f" (model_type {config['model_type']})" if config.get("model_type") else ""
+    is_bert = kind in (None, "bert")
+    if not found or not (is_bert or any(map(is_prunable, groups))):
         raise BadInput(
-            f"{stored.folder}{kind} has no BERT encoder layer: name what to prune with "
-            "--match PATTERN"
+            f"{stored.folder}{f' (model_type {kind})' if kind else ''} has no BERT encoder layer: "
+            "name what to prune with --match PATTERN"
         )
     sizes = []
     for part in ("attention.self.query", "intermediate.dense"):
@@ -155,7 +162,9 @@ def _find_bert(
     shapes = layer_shapes(
         layers if isinstance(layers, int) else found, width=sizes[0], inner=sizes[1]
     )
-    check_encoder(stored, {**dict.fromkeys(_AROUND), **shapes}, is_needed=is_prunable)
+    check_parameters(stored, {**dict.fromkeys(_AROUND), **shapes}, is_needed=is_prunable)
+    if is_bert:  # models that have BERT's layers may have more around them
+        refuse_strangers(stored, {**dict.fromkeys(_AROUND), **shapes})
     return [name for name in groups if is_prunable(name)]
 
 

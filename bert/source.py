@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bert.configuration import ModelConfig
-from bert.folder_config import build_model_config, read_bert_config
+from bert.folder_config import DIMENSIONS, build_model_config, read_bert_config
 from bert.folder_tokenizer import has_tokenizer, load_folder_vocabulary
 from bert.keep_mask import KEEP_MASK_FILE
 from bert.model_files import (
@@ -36,13 +36,6 @@ from distributed.errors import BadInput
 
 # Fewer zeros than this share of the prunable weights are chance, not a mask.
 LEAST_PRUNED_SHARE = 0.01
-_DIMENSIONS = (
-    "hidden_size",
-    "num_layers",
-    "num_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-)
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +122,7 @@ def check_dimensions(source: Source, config: ModelConfig, *, words: int) -> None
     Raises:
         BadInput: naming the first dimension that differs.
     """
-    for name in _DIMENSIONS:
+    for name in DIMENSIONS:
         theirs, ours = getattr(source.config, name), getattr(config, name)
         if theirs != ours:
             raise BadInput(
@@ -278,10 +271,15 @@ def _check_same_vocabulary(
         raise BadInput(f"{ours.path} is not the vocabulary of {field} ({source.path})")
     known = {"lower_case": theirs.lower_case, **theirs.settings.model_dump(mode="json")}
     given = {"lower_case": ours.lower_case, **ours.settings.model_dump(mode="json")}
+    tokenizer = "its export" if source.checkpoint is not None else str(source.path)
+    advice = (
+        f"prepare the text with --vocab and set model.vocab, both to {tokenizer}"
+        if field == "model.init_from"
+        else "give a model that reads text alike"
+    )
     for name, value in known.items():
         if value != given[name]:
             raise BadInput(
                 f"{field}: {source.path} reads text with {name} {json.dumps(value)}, and "
-                f"{ours.path} with {json.dumps(given[name])}: prepare the text with the tokenizer "
-                f"of {source.path} (sparsebert prepare --vocab) and set model.vocab to it"
+                f"{ours.path} with {json.dumps(given[name])}: {advice}"
             )

@@ -28,7 +28,8 @@ _STAND_INS = (
     (r"weight_orig|weight_mask", "make its pruning permanent with torch.nn.utils.prune.remove"),
     (r"weight_[guv]", "fold it with torch.nn.utils.remove_weight_norm or remove_spectral_norm"),
     (r"parametrizations\.", "fold it with torch.nn.utils.parametrize.remove_parametrizations"),
-    (r"base_layer|lora_|modules_to_save", "merge the adapter with PEFT's merge_and_unload"),
+    (r"base_model\.|base_layer|lora_|modules_to_save",
+     "merge the adapter with PEFT's merge_and_unload"),
     (r"q?weight_?(?:scale|packed|quant|zero)|qweight|qzeros|scales|SCB|absmax",
      "give the model that it was quantised from"),
 )  # fmt: skip
@@ -60,7 +61,15 @@ def find_layers(tensors: Iterable[StoredTensor]) -> int:
 def check_encoder(
     weights: StoredWeights, shapes: Shapes, *, is_needed: Callable[[str], bool]
 ) -> None:
-    """Refuse tensors that are not the parameters of `shapes`.
+    """Refuse tensors that are not the parameters of `shapes`; see the two functions it calls."""
+    check_parameters(weights, shapes, is_needed=is_needed)
+    refuse_strangers(weights, shapes)
+
+
+def check_parameters(
+    weights: StoredWeights, shapes: Shapes, *, is_needed: Callable[[str], bool]
+) -> None:
+    """Refuse parameters that are not there as they must be.
 
     Args:
         weights: of a Hugging Face folder.
@@ -68,8 +77,7 @@ def check_encoder(
         is_needed: whether a parameter must be there.
 
     Raises:
-        BadInput: one is missing, has another shape or is not a float; or a tensor belongs to the
-            encoder and is no parameter.
+        BadInput: one is missing, has another shape or is not a float.
     """
     stored = group_by_parameter(weights.tensors)
     for name, shape in shapes.items():
@@ -82,6 +90,10 @@ def check_encoder(
                     f"{tensor.file} has {tensor.name} of shape {list(tensor.shape)}, and the "
                     f"model's dimensions ask for {list(shape)}: see to its config.json"
                 )
+
+
+def refuse_strangers(weights: StoredWeights, shapes: Shapes) -> None:
+    """Refuse a tensor of the encoder that is no parameter of it."""
     for tensor in find_strangers(weights, shapes):
         raise BadInput(
             f"{tensor.file} has {tensor.name} ({tensor.dtype} {list(tensor.shape)}), which is no "

@@ -21,18 +21,19 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 _LFS_POINTER = b"version https://git-lfs"
-# Weights in a form that is not read: what is in the file, and how to convert it.
+# Weights in a form that is not read, and what to do about it.
+_CONVERT = f"convert it to {WEIGHTS_FILE} with transformers' save_pretrained"
 _OTHER_FORMS = {
-    ".bin": "a pickle (.bin), which is never opened",
-    ".pt": "a pickle (.pt), which is never opened",
-    ".pth": "a pickle (.pth), which is never opened",
-    ".h5": "TensorFlow's form (.h5)",
-    ".ckpt": "TensorFlow's form (.ckpt)",
-    ".index": "TensorFlow's form (.ckpt.index)",
-    ".pb": "TensorFlow's form (SavedModel)",
-    ".msgpack": "Flax's form (.msgpack)",
-    ".onnx": "ONNX, which has no weights to train",
-    ".gguf": "GGUF, whose weights are quantised",
+    ".bin": f"a pickle (.bin), which is never opened: {_CONVERT}",
+    ".pt": f"a pickle (.pt), which is never opened: {_CONVERT}",
+    ".pth": f"a pickle (.pth), which is never opened: {_CONVERT}",
+    ".h5": f"TensorFlow's form (.h5): {_CONVERT}",
+    ".ckpt": f"TensorFlow's form (.ckpt): {_CONVERT}",
+    ".index": f"TensorFlow's form (.ckpt.index): {_CONVERT}",
+    ".pb": f"TensorFlow's form (SavedModel): {_CONVERT}",
+    ".msgpack": f"Flax's form (.msgpack): {_CONVERT}",
+    ".onnx": "ONNX, which cannot be trained: give the model that it was exported from",
+    ".gguf": "GGUF, which is quantised: give the model that it was made from",
 }
 
 
@@ -177,6 +178,8 @@ def _read_header(file: Path) -> Iterator[StoredTensor]:
 
 def describe_other_folder(folder: Path) -> str | None:
     """What a folder is that is taken for a model's, and what to give; None if it is unknown."""
+    if folder.is_file():
+        return f"{folder} is a file: give the folder that it lies in"
     if (folder / "adapter_config.json").is_file():
         return (
             f"{folder} is a PEFT adapter and not a model: merge it into its model with PEFT's "
@@ -186,6 +189,8 @@ def describe_other_folder(folder: Path) -> str | None:
         return f"{folder} is a sentence-transformers folder: give {config.parent}, its transformer"
     for config in sorted(folder.glob("snapshots/*/config.json")):
         return f"{folder} is a folder of the Hugging Face cache: give {config.parent}"
+    for config in sorted(folder.glob("checkpoint-*/config.json")):
+        return f"{folder} is a folder of a Trainer's checkpoints: give one, such as {config.parent}"
     if any(folder.glob("*.ckpt.index")) or (folder / "bert_config.json").is_file():
         return (
             f"{folder} is a TensorFlow checkpoint of BERT: convert it with transformers and give "
@@ -195,10 +200,10 @@ def describe_other_folder(folder: Path) -> str | None:
 
 
 def _say_what_is_missing(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"{folder} is not a folder: give a Hugging Face folder with safetensors"
     if other := describe_other_folder(folder):
         return other
+    if not folder.is_dir():
+        return f"{folder} is not a folder: give a Hugging Face folder with safetensors"
     variants = sorted(set(folder.glob("*.safetensors")) - {folder / "keep_mask.safetensors"})
     if variants:
         return (
@@ -207,8 +212,5 @@ def _say_what_is_missing(folder: Path) -> str:
         )
     for suffix, form in _OTHER_FORMS.items():
         if any(folder.glob(f"*{suffix}")):
-            return (
-                f"{folder} has its weights in {form}: convert it to {WEIGHTS_FILE} with "
-                "transformers' save_pretrained"
-            )
+            return f"{folder} has its weights in {form}"
     return f"{folder} has no {WEIGHTS_FILE}: give a Hugging Face folder with safetensors"

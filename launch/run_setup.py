@@ -257,24 +257,28 @@ def identify_teacher(
 ) -> dict[str, Any] | None:
     """What of `distillation` makes a run that run: the teacher by its weights, not by its path.
 
-    `fingerprint_of` is `source_fingerprint`, perhaps with a memory.
+    `fingerprint_of` gives the teacher's fingerprint; None takes a teacher that settle_teacher has
+    verified.
 
     Raises:
         BadInput: there is no such teacher.
     """
     if distillation is None:
         return None
-    teacher = (fingerprint_of or source_fingerprint)(distillation.teacher)
+    if fingerprint_of is not None:
+        teacher = fingerprint_of(distillation.teacher)
+    else:
+        teacher = source_fingerprint(distillation.teacher, verified=True)
     return {**distillation.model_dump(mode="json", exclude={"teacher"}), "teacher": teacher}
 
 
-def source_fingerprint(path: Path) -> str:
+def source_fingerprint(path: Path, *, verified: bool = False) -> str:
     """The fingerprint of what a run, a checkpoint or a Hugging Face folder means as a source.
 
     Raises:
-        BadInput: it means nothing.
+        BadInput: it means nothing, or is damaged, unless it is `verified` already.
     """
-    return compute_fingerprint(find_model(path))
+    return compute_fingerprint(find_model(path, verified=verified))
 
 
 def _identify_tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -223,12 +223,18 @@ def test_folders_that_are_none(folder: Path, tmp_path: Path) -> None:
         "sentences": ("0_Transformer/config.json", "give .*0_Transformer, its transformer"),
         "cache": ("snapshots/1a2b/config.json", "Hugging Face cache: give .*1a2b"),
         "google": ("bert_model.ckpt.index", "TensorFlow checkpoint of BERT"),
+        "trainer": (
+            "checkpoint-500/config.json",
+            "checkpoints: give one, such as .*checkpoint-500",
+        ),
     }
     for name, (file, said) in cases.items():
         (tmp_path / name / file).parent.mkdir(parents=True)
         (tmp_path / name / file).write_text("{}")
         with pytest.raises(BadInput, match=said):
             open_source(tmp_path / name)
+    with pytest.raises(BadInput, match="is a file: give the folder that it lies in"):
+        open_source(folder / "model.safetensors")
     (folder / "config.json").write_text("{")
     with pytest.raises(BadInput, match="is not JSON"):
         open_source(folder)
