@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from bert import numbers
 from distributed.config import Config
+from distributed.errors import BadInput
 
 
 class ModelConfig(Config):
@@ -31,7 +32,16 @@ class ModelConfig(Config):
         description="normal: BERT's; structured: attention starts on neighbours and passes on what "
         "it sees, which learns sooner from little text",
     )
-    vocab: Path = Field(description="WordPiece vocabulary, one token a line")
+    vocab: Path = Field(
+        description="WordPiece vocabulary, one token a line, or a Hugging Face folder with its "
+        "tokenizer"
+    )
+    vocab_rows: int | None = Field(
+        None,
+        ge=1,
+        description="rows of the word embeddings where they are more than the words, as in padded "
+        "vocabularies; null: a row a word",
+    )
     init_from: Path | None = Field(
         None, description="run, checkpoint or Hugging Face folder to take the first weights from"
     )
@@ -53,6 +63,26 @@ class ModelConfig(Config):
                 f"model.num_heads is {self.num_heads} and a head has {head_dim} dimensions"
             )
         return self
+
+    def count_rows(self, words: int) -> int:
+        """Rows of the word embeddings for a vocabulary of so many words.
+
+        Raises:
+            BadInput: `vocab_rows` is below it.
+        """
+        if self.vocab_rows is not None and self.vocab_rows < words:
+            raise BadInput(
+                f"model.vocab_rows ({self.vocab_rows}) is below the {words} words of the "
+                f"vocabulary {self.vocab}: raise it or leave it out"
+            )
+        return self.vocab_rows or words
+
+    def for_identity(self) -> dict[str, Any]:
+        """What of the dimensions makes a run that run, as JSON: not where files lie."""
+        fields = self.model_dump(mode="json", exclude={"vocab", "init_from"})
+        if self.vocab_rows is None:
+            del fields["vocab_rows"]  # as in the records of runs from before there was the field
+        return fields
 
 
 def _as_list(value: Any) -> Any:

@@ -27,14 +27,17 @@ _FORMAT = {"format": "sparsebert_keep_mask", "format_version": "1"}
 def check_keep_masks(
     state: Mapping[str, torch.Tensor], *, keep_masks: Mapping[str, torch.Tensor], source: str
 ) -> None:
-    """Refuse masks that do not cover the prunable weights of `state`, or prune one that is not 0.
+    """Refuse masks that do not fit the weights of `state`, or that prune one that is not 0.
 
-    `source` is what the message blames: a file, or words.
+    Each prunable weight must have one; others, such as an embedding that `sparsebert prune --match`
+    pruned, may. `source` is what the message blames: a file, or words.
     """
-    odd = sorted(keep_masks.keys() ^ {name for name in state if is_prunable(name)})
+    missing = sorted({name for name in state if is_prunable(name)} - keep_masks.keys())
+    odd = missing or sorted(keep_masks.keys() - state.keys())
     if odd:
         raise BadInput(
-            f"{source} must name exactly the prunable weights: {odd[0]} is missing or too many"
+            f"{source} must name each prunable weight and nothing that is no weight: {odd[0]} is "
+            f"{'missing' if missing else 'too many'}"
         )
     for name, keep_mask in keep_masks.items():
         weight = state[name]
@@ -65,7 +68,13 @@ def load_keep_masks(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
     metadata = read_metadata(path)
     if not metadata.items() >= _FORMAT.items():
         raise BadInput(f"{path} is not a keep mask of format version 1: export the model again")
-    shapes = json.loads(metadata.get("shapes", "{}"))
+    try:
+        shapes = {
+            name: tuple(map(int, shape))
+            for name, shape in json.loads(metadata.get("shapes", "{}")).items()
+        }
+    except (ValueError, TypeError, AttributeError):
+        raise BadInput(f"{path} is damaged at its shapes: export the model again") from None
     keep_masks = {}
     for name, shape in shapes.items():
         numel = int(np.prod(shape))

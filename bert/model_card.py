@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from bert.heads import MASKED_LM, Head
+from bert.weights import is_prunable
 
 # Column title -> the weight's name within its encoder layer.
 _LAYER_WEIGHTS = {
@@ -121,21 +122,27 @@ def _render_sparsity(
     prunable = sum(mask.numel() for mask in keep_masks.values())
     kept = {name: int(mask.sum()) for name, mask in keep_masks.items()}
     pruned = prunable - sum(kept.values())
+    others = [name for name in keep_masks if not is_prunable(name)]
     lines = [
         "## Sparsity\n\n",
         "| over | weights | pruned | sparsity |\n|---|---|---|---|\n",
         f"| the prunable weights | {prunable:,} | {pruned:,} | {pruned / prunable:.4%} |\n",
         f"| all weights | {total:,} | {pruned:,} | {pruned / total:.4%} |\n",
         "\nPrunable are the six linear weights of every encoder layer; embeddings, LayerNorm, ",
-        f"biases and the head stay dense. Mask digest: `{digest}`.\n\nSparsity by layer:\n\n",
+        f"biases and the head stay dense{', but for those named below' if others else ''}. ",
+        f"Mask digest: `{digest}`.\n\nSparsity by layer:\n\n",
         "| layer | " + " | ".join(_LAYER_WEIGHTS) + " | all six |\n",
         "|---" * (len(_LAYER_WEIGHTS) + 2) + "|\n",
     ]
-    layers = sorted({int(name.split(".")[2]) for name in keep_masks})
+    layers = sorted({int(name.split(".")[2]) for name in keep_masks if is_prunable(name)})
     for layer in layers:
         names = [f"encoder.layer.{layer}.{part}.weight" for part in _LAYER_WEIGHTS.values()]
         sizes = [keep_masks[name].numel() for name in names]
         sparsities = [1 - kept[name] / size for name, size in zip(names, sizes, strict=True)]
         sparsities.append(1 - sum(kept[name] for name in names) / sum(sizes))
         lines.append(f"| {layer} | " + " | ".join(f"{s:.2%}" for s in sparsities) + " |\n")
+    lines += [
+        f"\n`{name}` is pruned too: {1 - kept[name] / keep_masks[name].numel():.2%}.\n"
+        for name in others
+    ]
     return "".join(lines)

@@ -4,28 +4,29 @@ Any number of processes share the work: each reads and ranks its slice of every 
 only counts travel. The result does not depend on how many there are.
 """
 
-import json
 import math
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from bert.export import WEIGHTS_FILE, appears_whole
-from bert.keep_mask import (
-    KEEP_MASK_FILE,
-    load_keep_masks,
-    read_metadata,
-    read_tensors,
-    save_keep_masks,
+from bert.folder_config import CONFIG_FILE, check_not_quantised
+from bert.keep_mask import KEEP_MASK_FILE, load_keep_masks
+from bert.pruned_output import PruneReport, write_pruned
+from bert.stored_encoder import (
+    advise,
+    check_float,
+    check_parameters,
+    explain_missing,
+    find_layers,
+    refuse_strangers,
 )
-from bert.weights import canonical_name, is_prunable
+from bert.stored_weights import StoredTensor, StoredWeights, open_weights, read_json
+from bert.tied_weights import check_copies, group_copies
+from bert.weights import canonical_name, is_prunable, layer_shapes
 from distributed.collectives import all_reduce_sum
 from distributed.errors import BadInput
 from distributed.hashing import hex_digest
@@ -36,27 +37,15 @@ from sparsity.pruning import count_pruned, update_masks
 from sparsity.schedule import SparsityConfig
 from sparsity.targets import build_scopes
 
-_WEIGHT_SUFFIXES = {
-    ".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".safetensors"
-}  # fmt: skip
-_FLOATS = ("F64", "F32", "F16", "BF16")
-_INDEX_FILE = "model.safetensors.index.json"
-_CARD = "README.md"
+# Types that hold counts and positions, and no weights that were quantised.
+_NO_WEIGHTS = ("I64", "BOOL")
+# The parameters of BERT beside its layers: here of any shape.
+_AROUND = (
+    *(f"embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")),
+    *(f"embeddings.LayerNorm.{kind}" for kind in ("weight", "bias")),
+    *(f"pooler.dense.{kind}" for kind in ("weight", "bias")),
+)
 _BYTE = 8  # masks are packed eight weights a byte: ranks' slices begin at whole bytes
-
-
-@dataclass(frozen=True)
-class PruneReport:
-    """What was pruned, for the terminal and for --json."""
-
-    output: Path
-    prunable: int
-    pruned: int
-    total: int
-    threshold: float
-    ties: int
-    digest: str
-    by_name: dict[str, int]
 
 
 def prune_folder(
@@ -72,8 +61,8 @@ def prune_folder(
 
     Args:
         source: holds model.safetensors, whole or in shards with an index.
-        output: a folder that does not exist yet; what else `source` holds is copied into it,
-            but for the model card, which is written anew.
+        output: a folder that does not exist yet; what else `source` holds is copied into it. Its
+            model card, which speaks of other weights, becomes README.source.md.
         config: scope, groups, pattern and final_sparsity; its schedule is not read.
         match: shell patterns of the names of what to prune; none takes the six linear weights of
             every BERT encoder layer.
@@ -85,17 +74,15 @@ def prune_folder(
     """
     if output.exists():
         raise BadInput(f"{output} exists already: choose another folder")
-    files = _find_files(source)
-    shapes, file_of, weights = _read_shapes(files)
-    prunable = [n for n in weights if _is_chosen(n, match)]
-    if not prunable:
-        raise BadInput(
-            f"{source} has no weights that --match names: they are like "
-            f"{max(weights, key=lambda name: len(shapes[name]), default='nothing')}"
-            if match
-            else f"{source} has no BERT encoder layer: name what to prune with --match PATTERN"
-        )
-    chosen = {name: shapes[name] for name in prunable}
+    stored = open_weights(source)
+    config_json = _read_config(source)
+    groups = group_copies(stored, config_json)
+    prunable = (
+        _find_matches(stored, groups, match) if match else _find_bert(stored, groups, config_json)
+    )
+    chosen = {name: groups[name][0].shape for name in prunable}
+    for name in prunable:
+        check_copies(groups, name)
     scopes = build_scopes(config, prunable, chosen)
     masters, before = {}, _load_masks(source, chosen)
     for slot, name in enumerate(prunable):
@@ -105,7 +92,7 @@ def prune_folder(
             mask = FragmentMask(fragment, torch.device("cpu"))
             if before:
                 mask.load(before[name].view(-1)[start:stop])
-            masters[mask] = _read_range(*file_of[name], start, stop, chosen[name])
+            masters[mask] = _read_range(groups[name][0], start, stop)
     _check_finite(source, prunable, masters)
     owned = {mask: mask.owned_digest() for mask in masters}
     earlier = count_pruned(prunable, owned, all_reduce_sum)
@@ -133,68 +120,75 @@ def prune_folder(
         output=output,
         prunable=sum(math.prod(shape) for shape in chosen.values()),
         pruned=sum(by_name.values()),
-        total=sum(math.prod(shape) for shape in shapes.values()),
+        total=sum(copies[0].numel for copies in groups.values()),
         threshold=update.threshold,
         ties=update.ties,
         digest=digest,
         by_name=by_name,
     )
     if rank == 0:
-        _write(source, files, keep, report)
+        write_pruned(stored, groups, keep, report)
     return report
 
 
-def _find_index(source: Path) -> Path | None:
-    """The index of a model in several files; transformers reads the one file where both are."""
-    index = source / _INDEX_FILE
-    return index if index.is_file() and not (source / WEIGHTS_FILE).is_file() else None
+def _read_config(source: Path) -> dict[str, Any]:
+    """config.json, if there is one: a quantised model is refused whatever its names are."""
+    try:
+        config = read_json(source / CONFIG_FILE)
+    except FileNotFoundError:
+        return {}
+    check_not_quantised(config, source / CONFIG_FILE)
+    return config
 
 
-def _find_files(source: Path) -> list[Path]:
-    if not source.is_dir():
-        raise BadInput(f"{source} is not a folder: give a Hugging Face folder with safetensors")
-    index = _find_index(source)
-    if index is not None:
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise BadInput(f"{index} is damaged: copy it again") from None
-        if any(Path(str(name)).name != name for name in names):
-            raise BadInput(f"{index} names files outside its folder: copy it again")
-    else:
-        names = [WEIGHTS_FILE]
-    files = [source / name for name in names]
-    for file in files:
-        if not file.is_file():
-            raise BadInput(f"{file} does not exist: give a Hugging Face folder with safetensors")
-    return files
+def _find_bert(
+    stored: StoredWeights, groups: Mapping[str, Sequence[StoredTensor]], config: Mapping[str, Any]
+) -> list[str]:
+    """The six matrices of each layer: all of them, or it is not the encoder that is pruned."""
+    layers, kind = config.get("num_hidden_layers"), config.get("model_type")
+    found = find_layers(stored.tensors)
+    is_bert = kind in (None, "bert")
+    if not found or not (is_bert or any(map(is_prunable, groups))):
+        raise BadInput(
+            f"{stored.folder}{f' (model_type {kind})' if kind else ''} has no BERT encoder layer: "
+            "name what to prune with --match PATTERN"
+        )
+    sizes = []
+    for part in ("attention.self.query", "intermediate.dense"):
+        name = f"encoder.layer.0.{part}.weight"
+        if name not in groups:
+            raise BadInput(explain_missing(stored, name))
+        sizes.append(groups[name][0].shape[0])
+    shapes = layer_shapes(
+        layers if isinstance(layers, int) else found, width=sizes[0], inner=sizes[1]
+    )
+    check_parameters(stored, {**dict.fromkeys(_AROUND), **shapes}, is_needed=is_prunable)
+    if is_bert:  # models that have BERT's layers may have more around them
+        refuse_strangers(stored, {**dict.fromkeys(_AROUND), **shapes})
+    return [name for name in groups if is_prunable(name)]
 
 
-def _read_shapes(
-    files: Sequence[Path],
-) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[Path, str]], list[str]]:
-    """Shapes, and (file, name there), of every tensor by canonical name; those with weights."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    weights = []
-    file_of: dict[str, tuple[Path, str]] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in sorted(tensors.keys()):
-                    canonical, tensor = canonical_name(name), tensors.get_slice(name)
-                    if canonical in shapes:
-                        raise BadInput(f"{file} has {name}, and {canonical} again: keep one")
-                    shapes[canonical] = tuple(tensor.get_shape())
-                    file_of[canonical] = (file, name)
-                    if tensor.get_dtype() in _FLOATS and shapes[canonical]:
-                        weights.append(canonical)
-        except (OSError, SafetensorError) as error:
-            raise BadInput(f"{file} is damaged ({error}): copy it again") from None
-    return shapes, file_of, weights
-
-
-def _is_chosen(name: str, match: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in match) if match else is_prunable(name)
+def _find_matches(
+    stored: StoredWeights, groups: Mapping[str, Sequence[StoredTensor]], match: Sequence[str]
+) -> list[str]:
+    """What the patterns name, of whatever model."""
+    chosen = []
+    for name, copies in groups.items():
+        names = {name, *(canonical_name(tensor.name) for tensor in copies)}
+        is_named = any(fnmatchcase(one, pattern) for one in names for pattern in match)
+        if not is_named or not copies[0].shape or copies[0].dtype in _NO_WEIGHTS:
+            continue
+        check_float(copies[0])
+        if advice := advise(copies):
+            raise BadInput(
+                f"{copies[0].file} has {copies[0].name}, which is a part of a weight and not one: "
+                f"{advice}"
+            )
+        chosen.append(name)
+    if not chosen:
+        like = max(groups, key=lambda name: len(groups[name][0].shape), default="nothing")
+        raise BadInput(f"{stored.folder} has no weights that --match names: they are like {like}")
+    return chosen
 
 
 def _load_masks(source: Path, chosen: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
@@ -202,7 +196,8 @@ def _load_masks(source: Path, chosen: dict[str, tuple[int, ...]]) -> dict[str, t
     if not (source / KEEP_MASK_FILE).is_file():
         return {}
     masks, _ = load_keep_masks(source / KEEP_MASK_FILE)
-    for name in masks.keys() ^ chosen.keys():
+    masks = {name: keep for name, keep in masks.items() if name in chosen or not keep.all()}
+    for name in sorted(masks.keys() ^ chosen.keys()):
         raise BadInput(f"{source / KEEP_MASK_FILE} and --match do not agree about {name}")
     return masks
 
@@ -224,14 +219,11 @@ def _slice(numel: int, rank: int, ranks: int) -> tuple[int, int]:
     return min(rank * share, numel), min((rank + 1) * share, numel)
 
 
-def _read_range(
-    file: Path, name: str, start: int, stop: int, shape: tuple[int, ...]
-) -> torch.Tensor:
+def _read_range(tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
     """Flattened weights [start, stop) as fp32; only the rows that hold them are read."""
-    row = math.prod(shape[1:])
+    row = math.prod(tensor.shape[1:])
     first, last = start // row, -(-stop // row)
-    with safe_open(file, framework="pt") as tensors:
-        rows: torch.Tensor = tensors.get_slice(name)[first:last].float()
+    rows = tensor.read_rows(first, last)
     return rows.reshape(-1)[start - first * row : stop - first * row].clone()
 
 
@@ -251,50 +243,3 @@ def _gather_masks(
         bits = np.unpackbits(all_reduce_sum(packed).numpy(), count=numel)
         keep[name] = torch.from_numpy(bits.astype(bool)).view(shape)
     return keep
-
-
-def _write(
-    source: Path, files: Sequence[Path], keep: dict[str, torch.Tensor], report: PruneReport
-) -> None:
-    """Every file of the folder, its weights with zeros where pruned, whole or not at all."""
-    with appears_whole(report.output) as folder:
-        for file in files:
-            tensors = read_tensors(file)
-            for name, tensor in tensors.items():
-                if (kept := keep.get(canonical_name(name))) is not None:
-                    tensor.masked_fill_(~kept, 0.0)
-            # Without what an export says of the weights that these were.
-            metadata = {k: v for k, v in read_metadata(file).items() if k == "format"}
-            save_file(tensors, folder / file.name, metadata=metadata)
-        save_keep_masks(keep, digest=report.digest, path=folder / KEEP_MASK_FILE)
-        (folder / _CARD).write_text(_render_card(source, report), encoding="utf-8")
-        for other in source.iterdir():
-            is_written = other in files or (folder / other.name).exists()
-            if other.is_file() and not is_written and not _holds_weights(other, source):
-                shutil.copyfile(other, folder / other.name)
-        for written in folder.iterdir():
-            # safetensors makes files that only their owner may read.
-            shutil.copymode(folder / _CARD, written)
-
-
-def _holds_weights(file: Path, source: Path) -> bool:
-    """Whether it is, or is about, the same weights in another form: those are not pruned."""
-    if file.name.endswith(".index.json"):
-        return file != _find_index(source)
-    return any(suffix in _WEIGHT_SUFFIXES for suffix in file.suffixes)
-
-
-def _render_card(source: Path, report: PruneReport) -> str:
-    """The model card; the source's own speaks of other weights."""
-    return (
-        f"# {report.output.name}\n\n"
-        f"The weights of `{source.name}`, pruned once by magnitude with `sparsebert prune` and not "
-        f"trained since.\n\n"
-        "| over | weights | pruned | sparsity |\n|---|---|---|---|\n"
-        f"| the prunable weights | {report.prunable:,} | {report.pruned:,} "
-        f"| {report.pruned / report.prunable:.4%} |\n"
-        f"| all stored weights | {report.total:,} | {report.pruned:,} "
-        f"| {report.pruned / report.total:.4%} |\n\n"
-        f"Threshold {report.threshold:.6g}, mask digest `{report.digest}`; "
-        f"`{KEEP_MASK_FILE}` says which weights are alive.\n"
-    )

@@ -18,13 +18,11 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from bert.configuration import ModelConfig
-from bert.export import load_export
+from bert.model_files import ModelWeights
 from bert.pretraining import TrainState
-from bert.vocabulary import load_vocabulary
+from bert.stored_encoder import ENCODER
 from bert.weights import is_prunable, named_weights
 from distributed.checkpoint import MASK, MASTER, Checkpoint
-from distributed.checkpoint_manifest import MANIFEST
 from distributed.errors import BadInput
 from distributed.partition import ReadRange
 from distributed.partition_check import check_partition
@@ -35,15 +33,6 @@ from sparsity.schedule import SparsityConfig
 log = logging.getLogger(__name__)
 AnyState = TypeVar("AnyState")
 
-_DIMENSIONS = (
-    "hidden_size",
-    "num_layers",
-    "num_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-)
-_ENCODER = ("embeddings.", "encoder.", "pooler.")
-
 
 @dataclass(frozen=True)
 class Start:
@@ -52,6 +41,7 @@ class Start:
     weights: ReadRange
     origin: str  # for the log
     masks: Callable[[str, int, int], torch.Tensor] | None = None
+    masked: frozenset[str] = frozenset()  # the parameters that have a mask
     digest: str | None = None
     moments: Mapping[str, ReadRange] = field(default_factory=dict)
     optimizer_steps: int = 0
@@ -80,6 +70,7 @@ def resume_start(checkpoint: Checkpoint) -> Start:
         checkpoint.reader(MASTER),
         f"checkpoint {checkpoint.path}",
         masks=checkpoint.reader(MASK) if has_masks else None,
+        masked=frozenset(sparsity.pruned) if sparsity else frozenset(),
         digest=sparsity.digest if sparsity else None,
         moments={
             kind: checkpoint.reader(kind) for kind in checkpoint.kinds if kind not in (MASTER, MASK)
@@ -92,8 +83,8 @@ def resume_start(checkpoint: Checkpoint) -> Start:
 
 def transfer_start(
     source: Path,
+    model: ModelWeights,
     module: nn.Module,
-    config: ModelConfig,
     *,
     sparsity: SparsityConfig | None,
     encoder_only: bool = False,
@@ -101,19 +92,19 @@ def transfer_start(
     """Weights and masks of another model; optimizer, schedule and data start anew.
 
     Args:
-        source: a checkpoint or a Hugging Face folder.
+        source: where they were read, for the messages.
+        model: the weights and masks of `source`.
         module: a new model: its names and sizes count, and a Hugging Face folder without a language
             modelling head takes that from it.
-        config: the dimensions and the vocabulary that `source` must have.
         sparsity: of the new run. Frozen masks are the source's, or its zeros where it has none.
         encoder_only: take embeddings, encoder and pooler, and no head.
 
     Raises:
         BadInput: `source` does not fit, or its masks would be lost.
     """
-    weights, masks, digest = read_source(source, config)
+    weights, masks, digest = dict(model.weights), model.masks, model.digest
     if encoder_only:
-        weights = {n: w for n, w in weights.items() if n.startswith(_ENCODER)}
+        weights = {n: w for n, w in weights.items() if n.startswith(ENCODER)}
     own = {name: p.detach().float().clone().view(-1) for name, p in named_weights(module)}
     missing = [name for name in own if name not in weights]
     if any(is_prunable(name) for name in missing):
@@ -140,12 +131,21 @@ def transfer_start(
             f"model.init_from: {source} has masks, and without a sparsity section its zeros would "
             "grow back: add sparsity: {schedule: frozen}"
         )
+    if masks is not None and masks.keys() - own.keys():  # of a head that is not taken
+        masks, digest = {name: keep for name, keep in masks.items() if name in own}, None
     for name, keep in (masks or {}).items():
         weights[name] = torch.where(keep, weights[name], 0.0)
+        grows = sparsity is not None and sparsity.schedule != "frozen"
+        if grows and not is_prunable(name) and not keep.all():
+            raise BadInput(
+                f"model.init_from: {source} prunes {name}, which no run does: only "
+                "sparsity.schedule frozen keeps that mask"
+            )
     return Start(
         _slices(weights),
         f"model {source}",
         masks=_slices(masks) if masks is not None else None,
+        masked=frozenset(masks or {}),
         digest=digest,
     )
 
@@ -169,29 +169,6 @@ def restore_engine(engine: Engine, start: Start, sparsity: SparsityController | 
     check_partition(engine.partition)
 
 
-def read_source(
-    source: Path, config: ModelConfig
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None, str | None]:
-    """Flattened weights, keep-masks if there are any, and their digest; heads are among them."""
-    if not (source / MANIFEST).exists():
-        export = load_export(source, model_config=config, heads=True)
-        weights = {name: value.flatten() for name, value in export.state.items()}
-        if export.keep_masks is None:
-            return weights, None, None
-        masks = {name: keep.flatten() for name, keep in export.keep_masks.items()}
-        return weights, masks, export.digest
-    checkpoint = Checkpoint(source)
-    _check_dimensions(source, checkpoint, config)
-    read = checkpoint.reader(MASTER)
-    weights = {name: read(name, 0, numel) for name, numel in checkpoint.numels.items()}
-    if MASK not in checkpoint.kinds:
-        return weights, None, None
-    read_mask = checkpoint.reader(MASK)
-    names = [name for name in checkpoint.numels if is_prunable(name)]
-    masks = {name: read_mask(name, 0, checkpoint.numels[name]) for name in names}
-    return weights, masks, _parse(SparsityState, checkpoint, "sparsity").digest
-
-
 def _parse(kind: type[AnyState], checkpoint: Checkpoint, key: str) -> AnyState:
     """A part of a checkpoint's state, as its writer's type.
 
@@ -204,21 +181,6 @@ def _parse(kind: type[AnyState], checkpoint: Checkpoint, key: str) -> AnyState:
     except ValidationError as error:
         where = map(str, error.errors()[0]["loc"])
         raise checkpoint.damaged_at(key, *where) from None
-
-
-def _check_dimensions(source: Path, checkpoint: Checkpoint, config: ModelConfig) -> None:
-    theirs = checkpoint.section("config", "model")
-    identity = checkpoint.section("identity", "model")
-    if identity.get("vocab_sha256") != load_vocabulary(config.vocab).sha256:
-        raise BadInput(
-            f"model.init_from: {source} was trained with another vocabulary than model.vocab"
-        )
-    for name in _DIMENSIONS:
-        if theirs.get(name) != getattr(config, name):
-            raise BadInput(
-                f"model.init_from: {source} has {name} {theirs.get(name)}, but model.{name} is "
-                f"{getattr(config, name)}"
-            )
 
 
 def _slices(tensors: Mapping[str, torch.Tensor]) -> ReadRange:

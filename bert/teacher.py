@@ -10,9 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from bert.configuration import ModelConfig
+from bert.model_files import read_verified
 from bert.pretraining import Batches, Inputs, Int64Array
-from bert.restoring import read_source
 from bert.weights import named_weights
 from distributed.errors import BadInput
 
@@ -67,15 +66,13 @@ class _Taught:
         return {**inputs, "teacher_logits": self._teacher.compute_logits(**inputs)}
 
 
-def load_teacher(
-    module: nn.Module, source: Path, config: ModelConfig, *, device: torch.device, precision: str
-) -> None:
-    """Give `module` the teacher's weights, on `device`, fixed and without dropout.
+def load_teacher(module: nn.Module, source: Path, *, device: torch.device, precision: str) -> None:
+    """Give `module` the weights of a teacher that the driver has opened, fixed, without dropout.
 
     Raises:
         BadInput: the source lacks a weight or has another size: it was trained for something else.
     """
-    weights, _, _ = read_source(source, config)
+    weights = read_verified(source).weights
     with torch.no_grad():
         for name, parameter in named_weights(module):
             if name not in weights or weights[name].numel() != parameter.numel():

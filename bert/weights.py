@@ -55,30 +55,41 @@ def uses_weight_decay(name: str) -> bool:
     return not name.endswith(".bias") and ".LayerNorm." not in name
 
 
-def weight_shapes(config: ModelConfig, *, vocab_size: int) -> dict[str, tuple[int, ...]]:
+Shapes = dict[str, tuple[int, ...]]
+
+
+def weight_shapes(config: ModelConfig, *, vocab_size: int) -> Shapes:
     """Shape of every weight of a BertForMaskedLM by canonical name, in registration order."""
-    width, inner = config.hidden_size, config.intermediate_size
-    shapes: dict[str, tuple[int, ...]] = {}
+    width = config.hidden_size
+    return {
+        "embeddings.word_embeddings.weight": (vocab_size, width),
+        "embeddings.position_embeddings.weight": (config.max_position_embeddings, width),
+        "embeddings.token_type_embeddings.weight": (2, width),
+        **_norm("embeddings", width),
+        **layer_shapes(config.num_layers, width=width, inner=config.intermediate_size),
+        "cls.predictions.bias": (vocab_size,),  # the decoder's weight is the word embeddings
+        **_linear("cls.predictions.transform.dense", width, width),
+        **_norm("cls.predictions.transform", width),
+    }
 
-    def linear(name: str, inputs: int, outputs: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs), (outputs,)
 
-    def norm(name: str) -> None:
-        shapes[f"{name}.LayerNorm.weight"] = shapes[f"{name}.LayerNorm.bias"] = (width,)
-
-    shapes["embeddings.word_embeddings.weight"] = (vocab_size, width)
-    shapes["embeddings.position_embeddings.weight"] = (config.max_position_embeddings, width)
-    shapes["embeddings.token_type_embeddings.weight"] = (2, width)
-    norm("embeddings")
-    for layer in (f"encoder.layer.{i}" for i in range(config.num_layers)):
+def layer_shapes(num_layers: int, *, width: int, inner: int) -> Shapes:
+    """Shape of every weight of the encoder's layers by canonical name, in registration order."""
+    shapes: Shapes = {}
+    for layer in (f"encoder.layer.{i}" for i in range(num_layers)):
         for part in ("query", "key", "value"):
-            linear(f"{layer}.attention.self.{part}", width, width)
-        linear(f"{layer}.attention.output.dense", width, width)
-        norm(f"{layer}.attention.output")
-        linear(f"{layer}.intermediate.dense", width, inner)
-        linear(f"{layer}.output.dense", inner, width)
-        norm(f"{layer}.output")
-    shapes["cls.predictions.bias"] = (vocab_size,)  # the decoder's weight is the word embeddings
-    linear("cls.predictions.transform.dense", width, width)
-    norm("cls.predictions.transform")
+            shapes |= _linear(f"{layer}.attention.self.{part}", width, width)
+        shapes |= _linear(f"{layer}.attention.output.dense", width, width)
+        shapes |= _norm(f"{layer}.attention.output", width)
+        shapes |= _linear(f"{layer}.intermediate.dense", width, inner)
+        shapes |= _linear(f"{layer}.output.dense", inner, width)
+        shapes |= _norm(f"{layer}.output", width)
     return shapes
+
+
+def _linear(name: str, inputs: int, outputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(name: str, width: int) -> Shapes:
+    return {f"{name}.LayerNorm.weight": (width,), f"{name}.LayerNorm.bias": (width,)}

@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
-from bert.configuration import ModelConfig
 from bert.export import build_meta_model, export_model
 from bert.heads import MASKED_LM, Head, task_head
-from bert.vocabulary import Vocabulary, load_vocabulary
+from bert.model_files import read_weights
+from bert.source import open_source
 from bert.weights import named_weights
-from distributed.checkpoint import MASK, MASTER, Checkpoint
-from distributed.checkpoint_manifest import MANIFEST
+from distributed.checkpoint import Checkpoint
 from distributed.errors import BadInput
 from launch.inspect import count_masks, find_problems, validation_at
-from launch.run_folder import resolve_source
 from launch.saved_state import SavedState, read_state
 
 
@@ -49,13 +46,13 @@ def export_checkpoint(source: Path, output: Path, *, vocab: Path | None = None) 
     Raises:
         BadInput: the source, the vocabulary or the output cannot be used.
     """
-    folder = resolve_source(source)
-    if not (folder / MANIFEST).is_file():
+    found = open_source(
+        source, field="export", vocab=vocab, set_vocab="give its place with --vocab FILE"
+    )
+    checkpoint, vocabulary = found.checkpoint, found.vocabulary
+    if checkpoint is None or vocabulary is None:
         raise BadInput(f"{source} is a Hugging Face folder already: give a run or a checkpoint")
-    # A run's checkpoint has just been verified.
-    checkpoint = Checkpoint(folder, verify=folder == source)
-    config, model_config = _read_configs(checkpoint)
-    vocabulary = _find_vocabulary(checkpoint, vocab or model_config.vocab)
+    folder, model_config = checkpoint.path, found.config
     counts, digest = count_masks(checkpoint)
     saved = read_state(checkpoint)
     problems = find_problems(saved, counts, digest)
@@ -65,12 +62,14 @@ def export_checkpoint(source: Path, output: Path, *, vocab: Path | None = None) 
     shapes = {
         name: weight.shape
         for name, weight in named_weights(
-            build_meta_model(model_config, vocab_size=vocabulary.size, head=head)
+            build_meta_model(
+                model_config, vocab_size=model_config.count_rows(vocabulary.size), head=head
+            )
         )
     }
     state, keep_masks = _read_weights(checkpoint, shapes)
     report: dict[str, Any] = {
-        "name": config.get("name", "BERT"),
+        "name": checkpoint.section("config").get("name", "BERT"),
         "step": checkpoint.step,
         "tokens_seen": saved.train.tokens_seen,
         "precision": saved.config.train.precision,
@@ -79,12 +78,11 @@ def export_checkpoint(source: Path, output: Path, *, vocab: Path | None = None) 
     written = export_model(
         state,
         model_config=model_config,
-        vocab=vocabulary.path,
+        vocabulary=vocabulary,
         keep_masks=keep_masks,
         digest=digest,
         report=report,
         output=output,
-        lower_case=vocabulary.lower_case,
         head=head,
     )
     pruned = sum(count.pruned for count in counts.values())
@@ -101,30 +99,6 @@ def export_checkpoint(source: Path, output: Path, *, vocab: Path | None = None) 
         over_all=pruned / total,
         digest=digest,
     )
-
-
-def _read_configs(checkpoint: Checkpoint) -> tuple[dict[str, Any], ModelConfig]:
-    config = checkpoint.section("config")
-    try:
-        return config, ModelConfig.model_validate(config.get("model"))
-    except ValidationError:
-        raise BadInput(
-            f"{checkpoint.path / MANIFEST} does not describe a model that this release knows: "
-            "export it with the release that wrote it"
-        ) from None
-
-
-def _find_vocabulary(checkpoint: Checkpoint, path: Path) -> Vocabulary:
-    if not path.is_file():
-        raise BadInput(f"the vocabulary {path} is not there: give its place with --vocab FILE")
-    model = checkpoint.section("identity", "model")
-    vocabulary = load_vocabulary(path, lower_case=model.get("lower_case"))
-    if model.get("vocab_sha256", vocabulary.sha256) != vocabulary.sha256:
-        raise BadInput(
-            f"{path} is not the vocabulary that {checkpoint.path} was trained with: give the right "
-            "one with --vocab FILE"
-        )
-    return vocabulary
 
 
 def _head_of(saved: SavedState) -> Head:
@@ -145,16 +119,12 @@ def _read_weights(
             f"{checkpoint.path} does not fit its own configuration or the vocabulary at {name}: "
             "export another checkpoint"
         )
-    read = checkpoint.reader(MASTER)
-    state = {name: read(name, 0, shape.numel()).view(shape) for name, shape in shapes.items()}
-    if MASK not in checkpoint.kinds:
+    read = read_weights(checkpoint)
+    state = {name: read.weights[name].view(shape) for name, shape in shapes.items()}
+    if read.masks is None:
         return state, None
-    read_mask, keep_masks = checkpoint.reader(MASK), {}
-    for name, shape in shapes.items():
-        try:
-            keep_masks[name] = read_mask(name, 0, shape.numel()).view(shape)
-        except KeyError:  # not prunable
-            continue
+    keep_masks = {name: keep.view(shapes[name]) for name, keep in read.masks.items()}
+    for name, keep in keep_masks.items():
         # No change but for a mask that no applied step has enforced yet.
-        state[name].masked_fill_(~keep_masks[name], 0.0)
+        state[name].masked_fill_(~keep, 0.0)
     return state, keep_masks

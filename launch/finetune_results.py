@@ -47,8 +47,9 @@ def write_results(
     """
     before = read_results(folder) or {}
     scores = {name: {"loss": split.loss, **split.figures} for name, split in found.items()}
-    prunable = sum(n for name, n in best.numels.items() if is_prunable(name))
-    pruned = sum(sparsity.pruned.values()) if sparsity is not None else 0
+    masked = sparsity.pruned if sparsity is not None else {}
+    prunable = sum(n for name, n in best.numels.items() if is_prunable(name) or name in masked)
+    pruned = sum(masked.values())
     total = sum(best.numels.values())
     results = {
         "task": config.task.kind,

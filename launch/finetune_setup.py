@@ -1,7 +1,5 @@
 """Checks everything that can be wrong with a fine-tuning run before a process is started for it."""
 
-import json
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +9,10 @@ import torch
 
 from bert.configuration import ModelConfig
 from bert.restoring import transfer_start
-from bert.source_model import describe_source
+from bert.source import Source, open_source, refuse_control
 from bert.tasks.model import TaskModel, build_task_model
 from bert.teacher import load_teacher
 from bert.vocabulary import load_vocabulary
-from distributed.checkpoint_manifest import MANIFEST, read_manifest
 from distributed.errors import BadInput
 from distributed.zero import check_advanced
 from launch.attempt import find_start
@@ -31,12 +28,11 @@ from launch.finetune_history import (
 from launch.finetune_inputs import Inputs
 from launch.finetune_results import read_results
 from launch.progress import outliving_the_reader
-from launch.run_folder import check_identity, resolve_source, run_folder_of
+from launch.run_folder import check_identity, run_folder_of
 from launch.run_setup import (
     FinetunePlan,
     begin_run,
     begun_with,
-    fingerprint,
     identify_teacher,
     settle_teacher,
     teacher_of,
@@ -56,22 +52,27 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
     config, folder = settle_teacher(config), run_folder_of(config)
     check_advanced(config.zero)
     newest, _ = find_start(folder)
-    source: Path | None = None
+    source: Source | None = None
     old = read_begun_identity(folder)
     if old is not None and newest is not None:
         model = ModelConfig.model_validate(
             {**old["model"]["dimensions"], "vocab": folder.vocab_file}
         )
-        vocabulary = load_vocabulary(folder.vocab_file, lower_case=old["model"]["lower_case"])
+        vocabulary = load_vocabulary(
+            folder.vocab_file,
+            lower_case=old["model"]["lower_case"],
+            settings=old["model"].get("tokenizer") or {},
+        )
         sparsity = old["sparsity"]
         before = old["model"]["init_fingerprint"]
         init_fingerprint = begun_with(folder, config.model.init_from, before)
     else:
-        source = resolve_source(config.model.init_from)
-        described = describe_source(source, vocab=config.model.vocab)
-        model, vocabulary = described.config, described.vocabulary
-        sparsity = {"schedule": "frozen"} if described.is_pruned else None
-        init_fingerprint = fingerprint(source)
+        source = open_source(config.model.init_from, vocab=config.model.vocab)
+        refuse_control(source)
+        assert source.vocabulary is not None
+        model, vocabulary = source.config, source.vocabulary
+        sparsity = {"schedule": "frozen"} if source.is_pruned else None
+        init_fingerprint = source.fingerprint
     if config.task.max_seq_len > model.max_position_embeddings:
         raise BadInput(
             f"task.max_seq_len ({config.task.max_seq_len}) is above the "
@@ -81,20 +82,22 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
     if inputs is not None:
         if source is not None:
             transfer_start(
-                source,
+                source.path,
+                source.read(),
                 build_new_task_model(config, model, inputs),
-                model,
                 sparsity=_sparsity_config(sparsity),
                 encoder_only=True,
             )
         build_task_teacher(config, inputs, device=torch.device("cpu"))
     teacher = identify_teacher(config.distillation)
     data = identify_data(old, inputs.data.fingerprint if inputs is not None else None)
+    settings = vocabulary.settings.changed()
     fields = {
         **configured_identity(config, data=data, distillation=teacher),
         "model": {
-            "dimensions": model.model_dump(mode="json", exclude={"vocab", "init_from"}),
+            "dimensions": model.for_identity(),
             "lower_case": vocabulary.lower_case,
+            **({"tokenizer": settings} if settings else {}),
             "vocab_sha256": vocabulary.sha256,
             "init_fingerprint": init_fingerprint,
         },
@@ -111,13 +114,13 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
         total_steps = results.get("total_steps", 0)
     return FinetunePlan(
         identity=fields,
-        init_from=str(source) if source is not None else None,
+        init_from=str(source.path) if source is not None else None,
         teacher=teacher_of(config),
         finished_steps=newest.step if newest is not None else 0,
         total_steps=total_steps,
         is_complete=is_complete,
         model=model.model_dump(mode="json"),
-        lower_case=vocabulary.lower_case,
+        tokenizer=vocabulary.record(),
         sparsity=sparsity,
         labels=labels,
         notes=notes,
@@ -131,7 +134,7 @@ def begin_finetune(config: FinetuneConfig, plan: FinetunePlan) -> None:
     tell_notes(plan)
     vocab = Path(plan.model["vocab"])
     if vocab != folder.vocab_file:
-        shutil.copyfile(vocab, folder.vocab_file)
+        load_vocabulary(vocab, **plan.tokenizer).write(folder.vocab_file)
 
 
 def tell_notes(plan: FinetunePlan) -> None:
@@ -148,7 +151,7 @@ def build_new_task_model(config: FinetuneConfig, model: ModelConfig, inputs: Inp
         model,
         kind=config.task.kind,
         num_outputs=one_number.get(config.task.kind, len(inputs.data.labels)),
-        vocab_size=inputs.vocabulary.size,
+        vocab_size=model.count_rows(inputs.vocabulary.size),
         pad_id=inputs.vocabulary.pad_id,
         hidden_dropout=config.train.hidden_dropout,
         attention_dropout=config.train.attention_dropout,
@@ -168,35 +171,26 @@ def build_task_teacher(
     """
     if config.distillation is None:
         return None
-    source = resolve_source(config.distillation.teacher)
-    described = describe_source(source, vocab=inputs.vocabulary.path)
-    labels = _labels_of(source)
-    if labels is not None and labels != list(inputs.data.labels):
+    field = "distillation.teacher"
+    teacher = open_source(  # settle_teacher has verified it
+        config.distillation.teacher, field=field, vocabulary=inputs.vocabulary, verified=True
+    )
+    refuse_control(teacher, field=field)
+    if teacher.labels is not None and teacher.labels != list(inputs.data.labels):
         raise BadInput(
-            f"distillation.teacher: {source} tells {', '.join(labels)} apart, in this order, and "
+            f"{field}: {teacher.path} tells {', '.join(teacher.labels)} apart, in this order, and "
             f"the task {', '.join(inputs.data.labels) or 'no labels'}: give a model of this task"
         )
-    positions = described.config.max_position_embeddings
+    positions = teacher.config.max_position_embeddings
     if config.task.max_seq_len > positions:
         raise BadInput(
             f"task.max_seq_len ({config.task.max_seq_len}) is above the {positions} positions of "
-            f"distillation.teacher {source}: lower it"
+            f"{field} {teacher.path}: lower it"
         )
     student = config.model_copy(update={"distillation": None})
-    module = build_new_task_model(student, described.config, inputs)
-    load_teacher(module, source, described.config, device=device, precision=config.train.precision)
+    module = build_new_task_model(student, teacher.config, inputs)
+    load_teacher(module, teacher.path, device=device, precision=config.train.precision)
     return module
-
-
-def _labels_of(source: Path) -> list[str] | None:
-    """The labels of a fine-tuned model in the order of its outputs, as far as it says."""
-    if (source / MANIFEST).exists():
-        labels = read_manifest(source).state.get("labels")
-        return [str(label) for label in labels] if isinstance(labels, list) else None
-    by_id = json.loads((source / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
-    labels = [str(by_id[key]) for key in sorted(by_id, key=int)]
-    # Hugging Face writes LABEL_0, LABEL_1, ... where nobody has named them.
-    return labels if any(label != f"LABEL_{i}" for i, label in enumerate(labels)) else None
 
 
 def _sparsity_config(sparsity: Mapping[str, Any] | None) -> SparsityConfig | None:

@@ -15,6 +15,7 @@ from typing import Any
 from bert.configuration import ModelConfig
 from bert.metrics import Metrics, MetricsFiles
 from bert.model import flops_per_token
+from bert.model_files import read_verified
 from bert.pretraining import TrainState, train
 from bert.restoring import Start, resume_start, transfer_start
 from bert.tasks.batches import TaskBatches
@@ -67,7 +68,7 @@ def run_finetuning(
     """
     folder = run_folder_of(config)
     with worker_process(config.launch, folder, use_gpu=use_gpu) as process:
-        vocabulary = load_vocabulary(folder.vocab_file, lower_case=plan.lower_case)
+        vocabulary = load_vocabulary(folder.vocab_file, **plan.tokenizer)
         inputs = read_inputs(config, vocabulary, begun_labels=plan.labels)
         run = _Run(config, plan, inputs, process)
         with watched(process, config.launch.hang_seconds, stop_requested) as (
@@ -116,7 +117,11 @@ class _Run:
         else:
             assert self.plan.source is not None
             start = transfer_start(
-                self.plan.source, module, self.model, sparsity=self.sparsity, encoder_only=True
+                self.plan.source,
+                read_verified(self.plan.source),
+                module,
+                sparsity=self.sparsity,
+                encoder_only=True,
             )
         start = pass_over(start, attempt)
         log.info("starting from %s at step %d", start.origin, start.state.step)

@@ -1,12 +1,13 @@
 """What is in a checkpoint, recomputed from its files: no process group, no GPU, no training code.
 
+What is in a Hugging Face folder stands in inspect_folder.py.
+
 The manifest says what the run believed; sparsity, digest and zeros here come from the stored masks
 and masters, and any disagreement between the two is reported as a problem.
 """
 
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bert.model_files import is_run
+from bert.stored_weights import describe_other_folder
 from distributed.checkpoint import (
     MASK,
     MASTER,
@@ -23,47 +26,41 @@ from distributed.checkpoint import (
 )
 from distributed.checkpoint_manifest import MANIFEST, BadCheckpoint
 from distributed.errors import BadInput
-from distributed.hashing import hex_digest, name_hash, position_hash
+from distributed.hashing import hex_digest
+from launch.inspect_folder import (
+    MaskCount,
+    count_mask,
+    describe_folder,
+    is_model_folder,
+    render_folder,
+    render_weights,
+)
 from launch.progress import validation_losses
-from launch.run_folder import RunFolder, is_run, read_metrics
+from launch.run_folder import RunFolder, read_metrics
 from launch.saved_state import SavedState, SparsityPart, read_state
-
-_LAYER_WEIGHT = re.compile(r"encoder\.layer\.(\d+)\.(.+)\.weight")
-_SHORT = {
-    "attention.self.query": "query",
-    "attention.self.key": "key",
-    "attention.self.value": "value",
-    "attention.output.dense": "attention output",
-    "intermediate.dense": "intermediate",
-    "output.dense": "output",
-}
-
-
-@dataclass(frozen=True)
-class MaskCount:
-    """One prunable parameter, counted in the mask and master files."""
-
-    numel: int
-    pruned: int
-    sparsity: float
-    zeros: int  # of the master: at least the pruned ones, once the mask is enforced
-    pruned_not_zero: int
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Everything worth knowing about a run (its newest good checkpoint) or a checkpoint; JSON.
+    """Everything worth knowing about a run (its newest good checkpoint), a checkpoint or a folder.
+
+    Returns:
+        JSON.
 
     Raises:
-        BadInput: `path` is neither, or has no good checkpoint.
+        BadInput: `path` is none of these, or has no good checkpoint.
     """
     checkpoints = None
     if is_run(path):
         checkpoints, checkpoint = _list_checkpoints(RunFolder(path))
     elif (path / MANIFEST).is_file():
         checkpoint = Checkpoint(path)
+    elif is_model_folder(path):
+        return describe_folder(path)
     else:
+        if other := describe_other_folder(path):
+            raise BadInput(other)
         what = f"has no checkpoints and no {MANIFEST}" if path.exists() else "does not exist"
-        raise BadInput(f"{path} {what}: give a run folder or a checkpoint folder")
+        raise BadInput(f"{path} {what}: give a run, a checkpoint or a Hugging Face folder")
     report = _describe_checkpoint(checkpoint, checkpoint.path.absolute().parent.parent)
     if checkpoints is not None:
         report = {**report, "kind": "run", "path": str(path), "checkpoints": checkpoints}
@@ -81,16 +78,8 @@ def count_masks(checkpoint: Checkpoint) -> tuple[dict[str, MaskCount], str | Non
             keep = read_mask(name, 0, numel)
         except KeyError:  # not prunable
             continue
-        zero = read_master(name, 0, numel) == 0
-        index = (~keep).nonzero().view(-1)
-        digest += int(position_hash(name_hash(name), index).sum())
-        counts[name] = MaskCount(
-            numel=numel,
-            pruned=index.numel(),
-            sparsity=index.numel() / numel,
-            zeros=int(zero.sum()),
-            pruned_not_zero=int((~zero[index]).sum()),
-        )
+        counts[name], share = count_mask(name, keep, zero=read_master(name, 0, numel) == 0)
+        digest += share
     return counts, hex_digest(digest)
 
 
@@ -213,12 +202,14 @@ def _bytes(folder: Path) -> int:
 
 def render(report: Mapping[str, Any]) -> RenderableType:
     """The report for people."""
+    if report["kind"] == "folder":
+        return render_folder(report)
     facts = Table.grid(padding=(0, 2))
     for key, value in _facts(report).items():
         facts.add_row(Text(key, style="bold"), Text(value))
     parts: list[RenderableType] = [facts]
     if report["sparsity"] is not None:
-        parts += [Text(), *_render_weights(report["sparsity"]["by_parameter"])]
+        parts += [Text(), *render_weights(report["sparsity"]["by_parameter"])]
     if "checkpoints" in report:
         parts += [Text(), _render_checkpoints(report["checkpoints"])]
     parts += [Text(f"problem: {problem}", style="bold red") for problem in report["problems"]]
@@ -261,29 +252,6 @@ def _count(value: Any) -> str:
 
 def _or_unknown(value: Any) -> str:
     return "unknown" if value is None else str(value)
-
-
-def _render_weights(by_parameter: Mapping[str, Mapping[str, Any]]) -> list[RenderableType]:
-    """A row a layer and a column a matrix of it; other parameters have their own table."""
-    layers: dict[int, dict[str, Mapping[str, Any]]] = {}
-    others = Table("parameter", "weights", "sparsity", title="Sparsity by parameter")
-    for name, count in by_parameter.items():
-        if found := _LAYER_WEIGHT.fullmatch(name):
-            layers.setdefault(int(found[1]), {})[found[2]] = count
-        else:
-            others.add_row(name, f"{count['numel']:,}", f"{count['sparsity']:.2%}")
-    tables: list[RenderableType] = []
-    if layers:
-        parts = list(dict.fromkeys(part for layer in layers.values() for part in layer))
-        table = Table("layer", *(_SHORT.get(p, p) for p in parts), "all", title="Sparsity by layer")
-        for layer, weights in sorted(layers.items()):
-            share = sum(w["pruned"] for w in weights.values()) / sum(
-                w["numel"] for w in weights.values()
-            )
-            cells = [f"{weights[p]['sparsity']:.2%}" if p in weights else "" for p in parts]
-            table.add_row(str(layer), *cells, f"{share:.2%}")
-        tables.append(table)
-    return [*tables, others] if others.row_count else tables
 
 
 def _render_checkpoints(checkpoints: list[dict[str, Any]]) -> Table:

@@ -16,7 +16,7 @@ def print_json(value: Any) -> None:
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT_OR_FOLDER")],
     other: Annotated[
         Path | None, typer.Option("--compare", help="Another run or checkpoint: where they differ.")
     ] = None,
@@ -28,18 +28,24 @@ def inspect(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run or a checkpoint holds, recomputed from its files.
+    """Show what a run, a checkpoint or a Hugging Face folder holds, recomputed from its files.
 
     Step, configuration, world size and ZeRO stage it was written with, sparsity over prunable and
     over all weights and by layer, mask digest, validation losses, sizes; for a run also which
     checkpoints are good. Needs no GPU. Reads manifest.json, the rank files and metrics.jsonl. If
     the masks contradict the manifest or a pruned weight is not zero, it says so and exits with 1.
 
+    Of an exported or any other Hugging Face folder: dimensions, tokenizer, sparsity by layer (of
+    keep_mask.safetensors, or else of the zeros), mask digest, sizes and types, weights that are
+    stored twice, and tensors that are no parameter of the model. What is wrong with it, such as
+    quantised or missing weights, is listed, and it exits with 1.
+
     \b
     Examples:
       sparsebert inspect runs/demo-general
       sparsebert inspect runs/demo-general/checkpoints/step-00000050 --json
       sparsebert inspect runs/demo-general --compare runs/other
+      sparsebert inspect exports/demo-pubmed
     """  # noqa: D301 (\b keeps the lines below it apart)
     if other is not None:
         return _compare(path, other, as_json=as_json)
@@ -149,7 +155,8 @@ def prune(
     One exact threshold over all prunable weights, equal magnitudes told apart by their position:
     the result is the same for any number of processes. OUT_DIR holds what MODEL_DIR does, and
     keep_mask.safetensors; a frozen run continues from it (model.init_from). Where MODEL_DIR has
-    masks, what they prune stays pruned.
+    masks, what they prune stays pruned. A weight that is stored twice, such as a tied embedding, is
+    pruned in both places. MODEL_DIR's README.md becomes README.source.md.
 
     \b
     Example:
@@ -167,7 +174,7 @@ def prune(
         return print_json(dataclasses.asdict(report))
     typer.echo(
         f"{report.output} written: {report.pruned:,} of {report.prunable:,} prunable weights are "
-        f"pruned ({report.pruned / report.prunable:.4%}; {report.pruned / report.total:.4%} of all "
-        f"stored), threshold {report.threshold:.6g}, {report.ties} ties, mask digest "
-        f"{report.digest}"
+        f"pruned in {len(report.by_name)} matrices ({report.pruned / report.prunable:.4%}; "
+        f"{report.pruned / report.total:.4%} of all weights), threshold {report.threshold:.6g}, "
+        f"{report.ties} ties, mask digest {report.digest}"
     )

@@ -7,7 +7,8 @@ from typing import Literal
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from bert.prune_folder import PruneReport, prune_folder
+from bert.prune_folder import prune_folder
+from bert.pruned_output import PruneReport
 from distributed.errors import BadInput
 from distributed.topology import detect_topology, ensure_process_group
 from sparsity.schedule import SparsityConfig

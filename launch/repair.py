@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
+from bert.model_files import find_model, is_run
 from distributed.checkpoint import MASK, Checkpoint, find_newest
 from distributed.checkpoint_retention import set_aside
 from distributed.errors import BadInput
 from distributed.fencing import remove_unfinished
-from launch.run_folder import RunFolder, is_run, resolve_source
+from launch.run_folder import RunFolder
 from launch.run_setup import hold_run
 
 # Steps of wall time and paths differ between two runs that are the same.
@@ -26,8 +27,7 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
     Raises:
         BadInput: one of them cannot be read.
     """
-    checkpoints = [Checkpoint(resolve_source(path)) for path in (one, other)]
-    a, b = checkpoints
+    checkpoints = a, b = _find_checkpoint(one), _find_checkpoint(other)
     differences: list[str] = []
     if a.step != b.step:
         differences.append(f"step: {a.step} and {b.step}")
@@ -79,6 +79,13 @@ def repair(run: Path) -> dict[str, Any]:
         "refused": refused,
         "moved": [str(path) for path in moved],
     }
+
+
+def _find_checkpoint(path: Path) -> Checkpoint:
+    model = find_model(path)
+    if not isinstance(model, Checkpoint):
+        raise BadInput(f"{path} is a Hugging Face folder: give a run or a checkpoint to --compare")
+    return model
 
 
 def _compare_kind(a: Checkpoint, b: Checkpoint, kind: str) -> list[str]:

@@ -134,18 +134,25 @@ def identity(
     vocab_sha256: str,
     init_fingerprint: str | None,
     distillation: Mapping[str, Any] | None,
+    tokenizer: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What makes a run that run, as JSON: two starts with equal identities are one run.
 
-    Data, vocabulary, first weights and the teacher in `distillation` count by content, not by path.
+    Data, vocabulary, first weights and the teacher in `distillation` count by content, not by path;
+    `tokenizer` is how text is read, as far as the vocabulary's file does not say it.
     `launch`, `zero`, `checkpoint`, `evaluation`, micro-batches and logging may change between
     starts.
     """
-    model = config.model.model_dump(mode="json", exclude={"vocab", "init_from"})
+    model = {
+        **config.model.for_identity(),
+        "vocab_sha256": vocab_sha256,
+        "init_fingerprint": init_fingerprint,
+        **(tokenizer or {}),
+    }
     data = config.data.model_dump(mode="json", exclude={"shards"})
     return {
         "seed": config.seed,
-        "model": {**model, "vocab_sha256": vocab_sha256, "init_fingerprint": init_fingerprint},
+        "model": model,
         "data": {**data, "fingerprint": data_fingerprint},
         "train": config.train.model_dump(mode="json", exclude=FREE_TRAIN_FIELDS),
         "sparsity": config.sparsity.model_dump(mode="json") if config.sparsity else None,
@@ -261,37 +268,6 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) else None
-
-
-def is_run(path: Path) -> bool:
-    """Whether `path` looks like a run folder."""
-    return (path / "checkpoints").is_dir() or (path / "identity.json").is_file()
-
-
-def resolve_source(path: Path) -> Path:
-    """The folder to read a model from: a run's best or newest good checkpoint, or `path` itself.
-
-    Args:
-        path: a run, a checkpoint or a Hugging Face folder.
-
-    Raises:
-        BadInput: it is none of these, or a run without a good checkpoint.
-    """
-    if is_run(path):
-        from distributed.checkpoint import find_newest
-
-        # Of fine-tuning, once it is done, the one that dev chose.
-        folder = RunFolder(path)
-        chosen = folder.best if folder.results_file.exists() else folder.checkpoints
-        checkpoint, refused = find_newest(chosen)
-        if checkpoint is not None:
-            return checkpoint.path
-        reason = f"no good checkpoint ({refused[0]})" if refused else "no checkpoint yet"
-        raise BadInput(f"the run {path} has {reason}: let it train further or choose another")
-    if (path / "manifest.json").is_file() or (path / "config.json").is_file():
-        return path
-    what = "has no checkpoints, manifest.json or config.json" if path.exists() else "does not exist"
-    raise BadInput(f"{path} {what}: give a run, a checkpoint or a Hugging Face folder")
 
 
 def _compare(

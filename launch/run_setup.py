@@ -4,7 +4,6 @@ What builds a model is imported where that is needed: most starts do not, and to
 take longer to import than all of the checks.
 """
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,11 +16,11 @@ import yaml
 from bert.configuration import DistillationConfig
 from bert.corpora.shards import open_corpus
 from bert.corpora.unigram import load_unigram_counts
+from bert.model_files import compute_fingerprint, find_model, path_of
+from bert.source import check_dimensions, open_source, refuse_control
 from bert.vocabulary import Vocabulary, load_vocabulary
 from bert.weights import is_prunable, weight_shapes
-from distributed.checkpoint_manifest import MANIFEST, read_manifest
 from distributed.errors import BadInput
-from distributed.files import sha256_of
 from launch.attempt import find_start
 from launch.configuration import PretrainConfig, dump_yaml
 from launch.finetune_configuration import FinetuneConfig
@@ -30,7 +29,6 @@ from launch.run_folder import (
     RunFolder,
     check_identity,
     identity,
-    resolve_source,
     run_folder_of,
     write_identity,
 )
@@ -68,7 +66,7 @@ class FinetunePlan(RunPlan):
     """A fine-tuning run that may start: JSON, for it travels to the workers."""
 
     model: dict[str, Any]  # a ModelConfig
-    lower_case: bool
+    tokenizer: dict[str, Any]  # what Vocabulary.record() says
     sparsity: dict[str, Any] | None  # frozen, or None for a dense model
     labels: list[str]  # in the order of the model's outputs
     notes: list[str]  # what to tell before training
@@ -85,6 +83,7 @@ def check_run(config: PretrainConfig) -> RunPlan:
     """
     config, folder = settle_teacher(config), run_folder_of(config)
     vocabulary = load_vocabulary(config.model.vocab)
+    rows = config.model.count_rows(vocabulary.size)
     corpus = open_corpus(config.data.shards, vocabulary=vocabulary, verify=True)
     for validation_folders in config.evaluation.sets.values():
         open_corpus(validation_folders, vocabulary=vocabulary, verify=True)
@@ -95,24 +94,21 @@ def check_run(config: PretrainConfig) -> RunPlan:
 
         check_advanced(config.zero)
     if config.sparsity is not None:
-        shapes = weight_shapes(config.model, vocab_size=vocabulary.size)
+        shapes = weight_shapes(config.model, vocab_size=rows)
         build_scopes(config.sparsity, [name for name in shapes if is_prunable(name)], shapes)
     newest, _ = find_start(folder)
-    source, init_fingerprint = None, None
+    source_path, init_fingerprint = None, None
     if newest is not None:
         old = newest.section("identity", "model").get("init_fingerprint")
         init_fingerprint = begun_with(folder, config.model.init_from, old)
     elif config.model.init_from is not None:
         from bert.restoring import transfer_start
 
-        source = resolve_source(config.model.init_from)
-        init_fingerprint = fingerprint(source)
-        transfer_start(
-            source,
-            build_new_model(config, vocabulary),
-            config.model,
-            sparsity=config.sparsity,
-        )
+        source = open_source(config.model.init_from, vocabulary=vocabulary)
+        check_dimensions(source, config.model, words=vocabulary.size)
+        source_path, init_fingerprint = source.path, source.fingerprint
+        module = build_new_model(config, vocabulary)
+        transfer_start(source.path, source.read(), module, sparsity=config.sparsity)
     build_teacher(config, vocabulary, device="cpu")
     fields = identity(
         config,
@@ -120,11 +116,12 @@ def check_run(config: PretrainConfig) -> RunPlan:
         vocab_sha256=vocabulary.sha256,
         init_fingerprint=init_fingerprint,
         distillation=identify_teacher(config.distillation),
+        tokenizer=_identify_tokenizer(vocabulary),
     )
     check_identity(folder, fields)
     return RunPlan(
         identity=fields,
-        init_from=str(source) if source is not None else None,
+        init_from=str(source_path) if source_path is not None else None,
         teacher=teacher_of(config),
         finished_steps=newest.step if newest is not None else 0,
         total_steps=config.train.total_steps,
@@ -174,7 +171,7 @@ def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> "Pretrain
 
     return build_model(
         config.model,
-        vocab_size=vocabulary.size,
+        vocab_size=config.model.count_rows(vocabulary.size),
         pad_id=vocabulary.pad_id,
         hidden_dropout=config.train.hidden_dropout,
         attention_dropout=config.train.attention_dropout,
@@ -196,25 +193,29 @@ def build_teacher(
     import torch
 
     from bert.model import build_model
-    from bert.source_model import describe_source
     from bert.teacher import load_teacher
 
-    source = resolve_source(config.distillation.teacher)
-    described = describe_source(source, vocab=config.model.vocab)
+    field = "distillation.teacher"
+    teacher = open_source(  # settle_teacher has verified it
+        config.distillation.teacher, field=field, vocabulary=vocabulary, verified=True
+    )
+    refuse_control(teacher, field=field)
+    rows = teacher.config.count_rows(vocabulary.size)
+    if rows != config.model.count_rows(vocabulary.size):
+        raise BadInput(
+            f"{field}: {teacher.path} has {rows} rows of word embeddings, and the model "
+            f"{config.model.count_rows(vocabulary.size)}: set model.vocab_rows={rows}"
+        )
     module = build_model(
-        described.config,
-        vocab_size=vocabulary.size,
+        teacher.config,
+        vocab_size=rows,
         pad_id=vocabulary.pad_id,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         seed=0,
     )
     load_teacher(
-        module,
-        source,
-        described.config,
-        device=torch.device(device),
-        precision=config.train.precision,
+        module, teacher.path, device=torch.device(device), precision=config.train.precision
     )
     return module
 
@@ -222,14 +223,16 @@ def build_teacher(
 def settle_teacher(config: C, teacher: str | None = None) -> C:
     """The same configuration with the checkpoint that distillation.teacher means, by default now.
 
-    Later the path may mean another one, of a run that trains on or has ended.
+    Later the path may mean another one, of a run that trains on or has ended. Without `teacher` the
+    checkpoint is verified.
 
     Raises:
         BadInput: there is no such teacher.
     """
     if config.distillation is None:
         return config
-    settled = Path(teacher) if teacher is not None else resolve_source(config.distillation.teacher)
+    named = config.distillation.teacher
+    settled = Path(teacher) if teacher is not None else path_of(find_model(named))
     distillation = config.distillation.model_copy(update={"teacher": settled})
     return config.model_copy(update={"distillation": distillation})
 
@@ -263,34 +266,35 @@ def identify_teacher(
 ) -> dict[str, Any] | None:
     """What of `distillation` makes a run that run: the teacher by its weights, not by its path.
 
-    `fingerprint_of` is `source_fingerprint`, perhaps with a memory.
+    `fingerprint_of` gives the teacher's fingerprint; None takes a teacher that settle_teacher has
+    verified.
 
     Raises:
         BadInput: there is no such teacher.
     """
     if distillation is None:
         return None
-    teacher = (fingerprint_of or source_fingerprint)(distillation.teacher)
+    if fingerprint_of is not None:
+        teacher = fingerprint_of(distillation.teacher)
+    else:
+        teacher = source_fingerprint(distillation.teacher, verified=True)
     return {**distillation.model_dump(mode="json", exclude={"teacher"}), "teacher": teacher}
 
 
-def source_fingerprint(path: Path) -> str:
-    """`fingerprint` of what a run, a checkpoint or a Hugging Face folder means as a source.
+def source_fingerprint(path: Path, *, verified: bool = False) -> str:
+    """The fingerprint of what a run, a checkpoint or a Hugging Face folder means as a source.
 
     Raises:
-        BadInput: it means nothing.
+        BadInput: it means nothing, or is damaged, unless it is `verified` already.
     """
-    return fingerprint(resolve_source(path))
+    return compute_fingerprint(find_model(path, verified=verified))
 
 
-def fingerprint(source: Path) -> str:
-    """A hash of a model's weights and masks, wherever and whenever they were written."""
-    total = hashlib.sha256()
-    if (source / MANIFEST).exists():
-        files = read_manifest(source).files
-        checksums = [files[name].sha256 for name in sorted(files)]
-    else:
-        checksums = [sha256_of(file) for file in sorted(source.glob("*.safetensors"))]
-    for checksum in checksums:
-        total.update(bytes.fromhex(checksum))
-    return total.hexdigest()
+def _identify_tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
+    """How text is read, as far as that is not BERT's way; empty for a plain vocab.txt."""
+    fields: dict[str, Any] = {}
+    if vocabulary.lower_case == vocabulary.is_cased:  # not what its words alone would say
+        fields["lower_case"] = vocabulary.lower_case
+    if settings := vocabulary.settings.changed():
+        fields["tokenizer"] = settings
+    return fields

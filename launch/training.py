@@ -175,7 +175,7 @@ def build_restored_engine(
         controller = SparsityController(
             sparsity,
             engine.partition,
-            prunable=[name for name, _ in weights if is_prunable(name)],
+            prunable=[name for name, _ in weights if is_prunable(name) or name in start.masked],
             optimizer=engine.deepspeed_engine.basic_optimizer,
         )
     restore_engine(engine, start, controller)

@@ -10,6 +10,7 @@ from bert.corpora.batches import RowBatches, build_training_batches
 from bert.evaluation import build_evaluator
 from bert.metrics import Metrics, MetricsFiles
 from bert.model import flops_per_token
+from bert.model_files import read_verified
 from bert.pretraining import TrainState, train
 from bert.restoring import fresh_start, resume_start, transfer_start
 from bert.teacher import DistilledBatches
@@ -100,7 +101,8 @@ def _train_from(
     if attempt.checkpoint is not None:
         start = resume_start(attempt.checkpoint)
     elif init_from is not None:
-        start = transfer_start(init_from, module, config.model, sparsity=config.sparsity)
+        weights = read_verified(init_from)
+        start = transfer_start(init_from, weights, module, sparsity=config.sparsity)
     else:
         start = fresh_start(module)
     start = pass_over(start, attempt)
@@ -121,7 +123,7 @@ def _train_from(
         start_step=start.state.step,
         flops_per_token=flops_per_token(
             config.model,
-            vocab_size=vocabulary.size,
+            vocab_size=config.model.count_rows(vocabulary.size),
             max_seq_len=config.data.max_seq_len,
             mlm_probability=config.data.mlm_probability,
         ),

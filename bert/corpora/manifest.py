@@ -1,5 +1,6 @@
 """`manifest.json` of a prepared corpus: what it was made from, what it holds, and its checksums."""
 
+import json
 import os
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bert.corpora.readers import Source
-from bert.vocabulary import Vocabulary
+from bert.vocabulary import TokenizerSettings, Vocabulary
 from distributed.errors import BadInput
 from distributed.files import sha256_of, write_atomically
 
@@ -49,6 +50,7 @@ class VocabularyRecord(_Record):
     size: int
     sha256: str
     lower_case: bool
+    settings: TokenizerSettings | None = None  # None: BERT's
 
 
 class Options(_Record):
@@ -84,7 +86,10 @@ class Manifest(_Record):
 
 def vocabulary_record(vocabulary: Vocabulary) -> VocabularyRecord:
     return VocabularyRecord(
-        size=vocabulary.size, sha256=vocabulary.sha256, lower_case=vocabulary.lower_case
+        size=vocabulary.size,
+        sha256=vocabulary.sha256,
+        lower_case=vocabulary.lower_case,
+        settings=vocabulary.settings if vocabulary.settings.changed() else None,
     )
 
 
@@ -140,7 +145,13 @@ def check_vocabulary(manifest: Manifest, vocabulary: Vocabulary, *, directory: P
 
 def _describe(vocabulary: VocabularyRecord) -> str:
     case = "uncased" if vocabulary.lower_case else "cased"
-    return f"{vocabulary.size} tokens, {case}, SHA-256 {vocabulary.sha256[:12]}"
+    changed = vocabulary.settings.changed() if vocabulary.settings is not None else {}
+    words = changed.pop("added_words", ())
+    settings = [f"{name} {json.dumps(value)}" for name, value in changed.items()]
+    settings += [f"{len(words)} added words"] if words else []
+    return ", ".join(
+        [f"{vocabulary.size} tokens", case, *settings, f"SHA-256 {vocabulary.sha256[:12]}"]
+    )
 
 
 def _prepare_again(directory: Path, problem: str, *, how: str = "") -> BadInput:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from bert.keep_mask import KEEP_MASK_FILE, load_keep_masks
-from bert.prune_folder import PruneReport, prune_folder
+from bert.prune_folder import prune_folder
+from bert.pruned_output import PruneReport
 from bert.weights import canonical_name, is_prunable
 from distributed.errors import BadInput
 from sparsity.schedule import SparsityConfig
 from tests.multiprocess import pool
+from tests.unit.bert.folders import Tensors, change_config, change_weights
 from tests.unit.sparsity.oracle import expected_digest, expected_keep
 
 
@@ -113,6 +116,7 @@ def test_masks_are_numpys_for_any_number_of_processes(dense: Path, tmp_path: Pat
         assert (output / "notes.txt").read_text() == "kept"
         card = (output / "README.md").read_text()
         assert report.digest in card and "dense model" not in card
+        assert (output / "README.source.md").read_text() == "speaks of the dense model"
         (output / "README.md").unlink()  # it names its folder
         hashes.add(content_hash(output))
     assert len(hashes) == 1
@@ -161,24 +165,30 @@ def test_patterns_and_names_of_ones_own(dense: Path, tmp_path: Path) -> None:
     chosen = run(2, dense, tmp_path / "own", ("*word_embeddings*",), final_sparsity=0.25)
     assert isinstance(chosen, PruneReport)
     assert chosen.by_name == {"embeddings.word_embeddings.weight": 150}
+    masks, _ = load_keep_masks(tmp_path / "own" / KEEP_MASK_FILE)
+    assert len(masks) == 13, "one for each matrix of the encoder too"
+    assert all(mask.all() for name, mask in masks.items() if is_prunable(name))
 
 
 def test_bad_input(dense: Path, tmp_path: Path) -> None:
     options = {"final_sparsity": 0.5}
     assert "exists already" in str(run(2, dense, dense, **options))
-    assert "does not exist" in str(run(2, tmp_path, tmp_path / "o", **options))
+    assert "has no model.safetensors" in str(run(2, tmp_path, tmp_path / "o", **options))
+    assert "is not a folder" in str(run(2, tmp_path / "none", tmp_path / "o", **options))
     assert "--match names" in str(run(2, dense, tmp_path / "o", ("nothing*",), **options))
     other = tmp_path / "other"
     other.mkdir()
     save_file({"conv.weight": torch.randn(4, 4)}, other / "model.safetensors")
     assert "no BERT encoder layer" in str(run(2, other, tmp_path / "o", **options))
     (other / "model.safetensors").write_bytes(b"\\xff" * 100)
-    assert "is damaged" in str(run(2, other, tmp_path / "o", **options))
+    assert "is missing or damaged" in str(run(2, other, tmp_path / "o", **options))
     (other / "model.safetensors").unlink()  # else it is what is read
     (other / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "../secret.safetensors"}})
     )
     assert "outside its folder" in str(run(2, other, tmp_path / "o", **options))
+    (other / "model.safetensors.index.json").write_text("{}")
+    assert "has no weight_map" in str(run(2, other, tmp_path / "o", **options))
     uneven = str(run(2, dense, tmp_path / "o", pattern="8x8", **options))
     assert "sparsity.pattern needs weights" in uneven
     assert not (tmp_path / "o").exists()
@@ -207,3 +217,143 @@ def test_the_same_weights_in_another_form_are_left_out(
     weights = {canonical_name(n): p for n, p in loaded.named_parameters()}
     zeros = sum(int((p == 0).sum()) for n, p in weights.items() if is_prunable(n))
     assert zeros == report.pruned
+
+
+# Weights that are stored twice, or in parts.
+
+EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
+DECODER = "cls.predictions.decoder.weight"
+
+
+def changed(dense: Path, folder: Path, change: Callable[[Tensors], Tensors | None]) -> Path:
+    shutil.copytree(dense, folder)
+    change_weights(folder, change)
+    return folder
+
+
+def test_a_tied_embedding_that_is_stored_twice_is_pruned_twice(dense: Path, tmp_path: Path) -> None:
+    twice = changed(dense, tmp_path / "twice", lambda t: {**t, DECODER: t[EMBEDDINGS].clone()})
+    options = {"final_sparsity": 0.5}
+    for number, match in enumerate((("*word_embeddings*",), ("*decoder.weight",), ("*.weight",))):
+        output, once = tmp_path / f"out{number}", tmp_path / f"once{number}"
+        report = run(2, twice, output, match, **options)
+        assert isinstance(report, PruneReport)
+        tensors = read_all(output)
+        assert torch.equal(tensors[DECODER], tensors[EMBEDDINGS])
+        pruned = int((tensors[EMBEDDINGS] == 0).sum())
+        assert pruned == report.by_name["embeddings.word_embeddings.weight"] > 0
+        whole = sum(t.numel() for t in read_all(dense).values())
+        assert report.total == whole, "a weight that is stored twice is one"
+        model = BertForMaskedLM.from_pretrained(output)
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        assert torch.equal(model.get_input_embeddings().weight, tensors[EMBEDDINGS])
+        if match != ("*decoder.weight",):
+            direct = run(1, dense, once, match, **options)
+            assert isinstance(direct, PruneReport) and direct.digest == report.digest
+
+
+def test_tied_copies_that_differ(dense: Path, tmp_path: Path) -> None:
+    differ = changed(dense, tmp_path / "differ", lambda t: {**t, DECODER: t[EMBEDDINGS] + 1})
+    said = run(2, differ, tmp_path / "o", ("*word_embeddings*",), final_sparsity=0.5)
+    assert "decoder of its own (cls.predictions.decoder.weight)" in str(said)
+    assert not (tmp_path / "o").exists()
+    change_config(differ, tie_word_embeddings=False)  # then they are two parameters
+    report = run(1, differ, tmp_path / "own", ("*word_embeddings*",), final_sparsity=0.5)
+    assert isinstance(report, PruneReport)
+    assert (read_all(tmp_path / "own")[DECODER] != 0).all()
+
+
+def test_tied_weights_of_another_model(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=40, n_embd=8, n_layer=1, n_head=2, n_positions=12)
+    torch.manual_seed(2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    wte = "transformer.wte.weight"
+    change_weights(tmp_path / "gpt2", lambda t: {**t, "lm_head.weight": t[wte].clone()})
+    report = run(2, tmp_path / "gpt2", tmp_path / "out", ("*wte*",), final_sparsity=0.5)
+    assert isinstance(report, PruneReport) and report.by_name == {wte: 160}
+    tensors = read_all(tmp_path / "out")
+    assert torch.equal(tensors["lm_head.weight"], tensors[wte])
+    assert int((tensors[wte] == 0).sum()) == 160
+    model = GPT2LMHeadModel.from_pretrained(tmp_path / "out")
+    assert torch.equal(model.lm_head.weight, tensors[wte])
+
+
+QUERY = "bert.encoder.layer.1.attention.self.query"
+KEY = "bert.encoder.layer.0.attention.self.key"
+
+
+def torch_pruned(tensors: Tensors) -> None:
+    """As torch.nn.utils.prune leaves it where it was not made permanent."""
+    for name in (QUERY, KEY):
+        weight = tensors.pop(f"{name}.weight")
+        tensors |= {f"{name}.weight_orig": weight, f"{name}.weight_mask": torch.ones_like(weight)}
+
+
+def normed(tensors: Tensors) -> None:
+    weight = tensors.pop(f"{QUERY}.weight")
+    tensors |= {f"{QUERY}.weight_g": weight[:, :1].clone(), f"{QUERY}.weight_v": weight}
+
+
+def adapted(tensors: Tensors) -> Tensors:
+    """As PEFT saves a whole model."""
+    new = {f"base_model.model.{name}": weight for name, weight in tensors.items()}
+    name = f"base_model.model.{QUERY}"
+    weight = new.pop(f"{name}.weight")
+    return {
+        **new,
+        f"{name}.base_layer.weight": weight,
+        f"{name}.lora_A.default.weight": weight[:2].clone(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (torch_pruned, "key.weight_mask and bert.encoder.layer.0.attention.self.key.weight_orig "
+         "stand in its place, so make its pruning permanent"),
+        (normed, "query.weight_g and bert.encoder.layer.1.attention.self.query.weight_v stand"),
+        (adapted, "in its place, so merge the adapter"),
+        (lambda t: {n: w for n, w in t.items() if n != f"{QUERY}.weight"}, "query.weight: give a"),
+        (lambda t: {n: w for n, w in t.items() if ".layer.1." not in n}, "has no encoder.layer.1."),
+        (lambda t: {**t, f"{QUERY}.weight": t[f"{QUERY}.weight"][:6].clone()},
+         "query.weight of shape [6, 12], and the model's dimensions ask for [12, 12]"),
+        (lambda t: {**t, f"{QUERY}.weight": (t[f"{QUERY}.weight"] * 99).to(torch.int8)},
+         "query.weight as I8, which is no floating-point weight"),
+        (lambda t: {**t, f"{QUERY}.weight_scale": torch.ones(1)},
+         "query.weight_scale (F32 [1]), which is no parameter of BERT's encoder"),
+    ],
+)  # fmt: skip
+def test_a_part_of_an_encoder_is_not_pruned(
+    dense: Path, tmp_path: Path, change: Callable[[Tensors], Tensors | None], said: str
+) -> None:
+    source = changed(dense, tmp_path / "source", change)
+    assert said in str(run(2, source, tmp_path / "o", final_sparsity=0.9))
+    assert not (tmp_path / "o").exists()
+
+
+def test_parts_that_are_named_are_no_weights(dense: Path, tmp_path: Path) -> None:
+    source = changed(dense, tmp_path / "source", torch_pruned)
+    said = str(run(1, source, tmp_path / "o", ("*query*",), final_sparsity=0.9))
+    assert "which is a part of a weight and not one: make its pruning permanent" in said
+    change_config(source, quantization_config={"quant_method": "gptq"})
+    said = str(run(1, source, tmp_path / "o", ("*value*",), final_sparsity=0.9))
+    assert "has quantization_config" in said and not (tmp_path / "o").exists()
+
+
+def test_what_belongs_to_a_sentence_model_comes_along(dense: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(dense, tmp_path / "source"))
+    (source / "modules.json").write_text(
+        json.dumps([{"path": ""}, {"path": "1_Pooling"}, {"path": "../elsewhere"}])
+    )
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text("{}")
+    (source / "onnx").mkdir()
+    (source / "onnx" / "model.onnx").write_bytes(b"dense")
+    report = run(1, source, tmp_path / "out", final_sparsity=0.5)
+    assert isinstance(report, PruneReport)
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == "{}"
+    assert not (tmp_path / "out" / "onnx").exists()
+    again = run(1, tmp_path / "out", tmp_path / "again", final_sparsity=0.8)
+    assert isinstance(again, PruneReport)
+    cards = {file.name for file in (tmp_path / "again").glob("README*")}
+    assert cards == {"README.md", "README.source.md", "README.source.source.md"}

@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,13 +9,15 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoTokenizer, BertForPreTraining
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
 
 import bert.export
 from bert.configuration import ModelConfig
-from bert.export import export_model, fill_mask, load_export
+from bert.export import export_model, fill_mask
 from bert.model import PretrainingModel
+from bert.source import check_dimensions, open_source
+from bert.vocabulary import load_vocabulary
 from bert.weights import is_prunable, named_weights
 from distributed.errors import BadInput
 
@@ -49,7 +50,7 @@ def export(
         state, keep_masks = sparse
         arguments = {
             "model_config": tiny_config,
-            "vocab": tiny_config.vocab,
+            "vocabulary": load_vocabulary(tiny_config.vocab),
             "keep_masks": keep_masks,
             "digest": DIGEST,
             "report": REPORT,
@@ -118,7 +119,7 @@ def compute_logits(state: Tensors, input_ids: list[list[int]]) -> torch.Tensor:
         return model(torch.tensor(input_ids)).logits
 
 
-def test_load_export_returns_what_was_exported(
+def test_what_was_exported_is_read_back(
     export: Callable[..., bool],
     sparse: tuple[Tensors, Tensors],
     tiny_config: ModelConfig,
@@ -126,14 +127,16 @@ def test_load_export_returns_what_was_exported(
 ) -> None:
     export()
     state, keep_masks = sparse
-    loaded = load_export(tmp_path / "out", model_config=tiny_config)
+    source = open_source(tmp_path / "out", vocabulary=load_vocabulary(tiny_config.vocab))
+    check_dimensions(source, tiny_config, words=33)
+    loaded = source.read()
     assert loaded.digest == DIGEST
-    assert loaded.state.keys() == state.keys()
-    assert all(torch.equal(loaded.state[name], state[name]) for name in state)
-    assert loaded.keep_masks is not None and loaded.keep_masks.keys() == keep_masks.keys()
-    assert all(torch.equal(loaded.keep_masks[name], keep_masks[name]) for name in keep_masks)
+    assert loaded.weights.keys() == state.keys()
+    assert all(torch.equal(loaded.weights[name], state[name].flatten()) for name in state)
+    assert loaded.masks is not None and loaded.masks.keys() == keep_masks.keys()
+    assert all(torch.equal(loaded.masks[n], keep_masks[n].flatten()) for n in keep_masks)
     # The live weight that is 0 by chance is why the file exists.
-    assert not torch.equal(loaded.keep_masks[QUERY], loaded.state[QUERY] != 0)
+    assert not torch.equal(loaded.masks[QUERY], loaded.weights[QUERY] != 0)
 
 
 def test_the_mask_file_is_laid_out_as_documented(
@@ -153,8 +156,8 @@ def test_the_mask_file_is_laid_out_as_documented(
 
 def test_a_dense_export_has_no_mask_file(export: Callable[..., bool], tmp_path: Path) -> None:
     export(keep_masks=None, digest=None)
-    loaded = load_export(tmp_path / "out")
-    assert loaded.keep_masks is None and loaded.digest is None
+    loaded = open_source(tmp_path / "out").read()
+    assert loaded.masks is None and loaded.digest is None
     assert "Dense: none of the" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -172,8 +175,10 @@ def test_the_folder_is_plain_hugging_face(export: Callable[..., bool], tmp_path:
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
-def test_lower_casing_is_the_tokenizers(export: Callable[..., bool], tmp_path: Path) -> None:
-    export(lower_case=False)
+def test_lower_casing_is_the_tokenizers(
+    export: Callable[..., bool], tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    export(vocabulary=load_vocabulary(tiny_config.vocab, lower_case=False))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer("A a")["input_ids"] == [2, 1, 5, 3]
 
@@ -304,182 +309,15 @@ def test_bad_weights_and_masks_are_refused(
         export(keep_masks={**keep_masks, QUERY: keep_masks[QUERY].float()})
 
 
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        (None, r"model\.vocab\) does not exist"),
-        ("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", r"model\.vocab\) lacks \[MASK\]"),
-        ("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n", r"word_embeddings.* model\.vocab"),
-    ],
-)
 def test_a_vocabulary_that_does_not_fit_is_refused(
-    text: str | None, complaint: str, export: Callable[..., bool], tmp_path: Path
+    export: Callable[..., bool], tmp_path: Path
 ) -> None:
     vocab = tmp_path / "other.txt"
-    if text is not None:
-        vocab.write_text(text)
-    with pytest.raises(BadInput, match=complaint):
-        export(vocab=vocab)
+    vocab.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    with pytest.raises(BadInput, match=r"word_embeddings.* model\.vocab"):
+        export(vocabulary=load_vocabulary(vocab))
 
 
-# Reading folders of others
-
-
-@pytest.fixture
-def foreign(build_tiny: Callable[..., PretrainingModel], tmp_path: Path) -> Path:
-    """As the first BERT checkpoints: bf16, pooler, next-sentence head, gamma and beta, a copy of
-    the decoder, position ids."""
-    torch.manual_seed(0)
-    config = build_tiny().mlm.config
-    config._attn_implementation = "sdpa"
-    model = BertForPreTraining(config).bfloat16()
-    folder = tmp_path / "foreign"
-    model.save_pretrained(folder)
-    tensors = load_file(folder / "model.safetensors")
-    tensors = {
-        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-            "LayerNorm.bias", "LayerNorm.beta"
-        ): tensor
-        for name, tensor in tensors.items()
-    }
-    tensors["cls.predictions.decoder.weight"] = tensors[
-        "bert.embeddings.word_embeddings.weight"
-    ].clone()
-    tensors["bert.embeddings.position_ids"] = torch.arange(16)[None]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-def test_any_bert_folder_can_be_read(
-    foreign: Path, build_tiny: Callable[..., PretrainingModel]
-) -> None:
-    loaded = load_export(foreign)
-    expected = dict(named_weights(build_tiny()))
-    assert {name: w.shape for name, w in loaded.state.items()} == {
-        name: w.shape for name, w in expected.items()
-    }
-    assert all(weight.dtype == torch.float32 for weight in loaded.state.values())
-    assert loaded.keep_masks is None
-
-
-def test_sharded_safetensors_are_read(foreign: Path) -> None:
-    whole = load_export(foreign).state
-    tensors = load_file(foreign / "model.safetensors")
-    (foreign / "model.safetensors").unlink()
-    names = sorted(tensors)
-    weight_map = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(names)}
-    for file in set(weight_map.values()):
-        save_file({n: t for n, t in tensors.items() if weight_map[n] == file}, foreign / file)
-    index = foreign / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": weight_map}))
-    state = load_export(foreign).state
-    assert state.keys() == whole.keys()
-    assert all(torch.equal(state[name], whole[name]) for name in whole)
-
-    index.write_text(json.dumps({"weight_map": {"x": "../secret.safetensors"}}))
-    with pytest.raises(BadInput, match="outside its folder"):
-        load_export(foreign)
-
-
-def test_an_untied_decoder_is_refused(foreign: Path) -> None:
-    tensors = load_file(foreign / "model.safetensors")
-    tensors["cls.predictions.decoder.weight"] += 1
-    save_file(tensors, foreign / "model.safetensors")
-    with pytest.raises(BadInput, match="decoder of its own"):
-        load_export(foreign)
-
-
-def test_pickled_weights_are_never_opened(foreign: Path) -> None:
-    (foreign / "model.safetensors").rename(foreign / "pytorch_model.bin")
-    with pytest.raises(BadInput, match=r"pickle \(\.bin\)"):
-        load_export(foreign)
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"model_type": "roberta"}, "not BERT"),
-        ({"hidden_act": "relu"}, "hidden_act relu"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings"),
-    ],
-)
-def test_a_bert_that_we_would_compute_otherwise_is_refused(
-    change: dict[str, object], complaint: str, foreign: Path
-) -> None:
-    path = foreign / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(BadInput, match=complaint):
-        load_export(foreign)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("hidden_size", 32),
-        ("num_layers", 3),
-        ("num_heads", 4),
-        ("intermediate_size", 64),
-        ("max_position_embeddings", 8),
-    ],
-)
-def test_other_dimensions_are_refused(
-    field: str,
-    value: int,
-    export: Callable[..., bool],
-    tiny_config: ModelConfig,
-    tmp_path: Path,
-) -> None:
-    export()
-    config = ModelConfig(**{**tiny_config.model_dump(), field: value})
-    with pytest.raises(BadInput, match=rf"model\.{field} is {value} but model\.init_from"):
-        load_export(tmp_path / "out", model_config=config)
-
-
-def test_another_vocabulary_is_refused(
-    export: Callable[..., bool], tiny_config: ModelConfig, tmp_path: Path
-) -> None:
-    export()
-    tokens = tiny_config.vocab.read_text().split()
-    tiny_config.vocab.write_text("\n".join([*tokens[:-2], *reversed(tokens[-2:])]) + "\n")
-    with pytest.raises(BadInput, match=r"model\.vocab .* is not the vocabulary of"):
-        load_export(tmp_path / "out", model_config=tiny_config)
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "keep_mask.safetensors"])
-def test_a_damaged_file_is_refused(file: str, export: Callable[..., bool], tmp_path: Path) -> None:
-    export()
-    path = tmp_path / "out" / file
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(BadInput, match=f"{file} is missing or damaged"):
-        load_export(tmp_path / "out")
-
-
-def test_a_mask_file_of_another_model_is_refused(
-    export: Callable[..., bool], sparse: tuple[Tensors, Tensors], tmp_path: Path
-) -> None:
-    export()
-    state = {name: weight.clone() for name, weight in sparse[0].items()}
-    for weight in state.values():
-        weight.fill_(1)
-    export(state=state, keep_masks=None, digest=None, output=tmp_path / "dense")
-    shutil.copy(tmp_path / "out" / "keep_mask.safetensors", tmp_path / "dense")
-    with pytest.raises(BadInput, match="not 0 everywhere"):
-        load_export(tmp_path / "dense")
-
-    foreign = tmp_path / "out" / "keep_mask.safetensors"
-    save_file({"x": torch.zeros(1)}, foreign)
-    with pytest.raises(BadInput, match="format version 1"):
-        load_export(tmp_path / "out")
-
-
-def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="not a Hugging Face folder"):
-        load_export(tmp_path / "nowhere")
+def test_fill_mask_needs_a_folder(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="not a Hugging Face folder"):
         fill_mask(tmp_path, sentence="a [MASK]")
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(BadInput, match="is not JSON"):
-        load_export(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(BadInput, match="has no model.safetensors"):
-        load_export(tmp_path)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForMaskedLM
 
-from bert.export import load_export
+from bert.source import open_source
 from bert.weights import is_prunable
 from distributed.checkpoint import MASK, MASTER, Checkpoint, step_folder
 from distributed.checkpoint_manifest import seal
@@ -212,13 +212,13 @@ def test_export(make_run: MakeRun, tmp_path: Path, vocab: Path) -> None:
     assert not report.already_done
     assert report.over_prunable == 0.75
     checkpoint = Checkpoint(step_folder(run.checkpoints, 20))
-    exported = load_export(output)
+    exported = open_source(output).read()
     assert exported.digest == report.digest == checkpoint.state["sparsity"]["digest"]
-    assert exported.keep_masks is not None
-    for name, weight in exported.state.items():
-        assert torch.equal(weight.view(-1), checkpoint.reader(MASTER)(name, 0, weight.numel()))
-    for name, keep in exported.keep_masks.items():
-        assert torch.equal(keep.view(-1), checkpoint.reader(MASK)(name, 0, keep.numel()))
+    assert exported.masks is not None
+    for name, weight in exported.weights.items():
+        assert torch.equal(weight, checkpoint.reader(MASTER)(name, 0, weight.numel()))
+    for name, keep in exported.masks.items():
+        assert torch.equal(keep, checkpoint.reader(MASK)(name, 0, keep.numel()))
     AutoModelForMaskedLM.from_pretrained(output, local_files_only=True)
 
     assert export_checkpoint(run.path, output).already_done
@@ -232,7 +232,7 @@ def test_export(make_run: MakeRun, tmp_path: Path, vocab: Path) -> None:
         export_checkpoint(run.path, tmp_path / "again")
     assert not export_checkpoint(run.path, tmp_path / "again", vocab=moved).already_done
     moved.write_text(moved.read_text().replace("\na\n", "\n1\n"))
-    with pytest.raises(BadInput, match="is not the vocabulary"):
+    with pytest.raises(BadInput, match="was trained with another vocabulary"):
         export_checkpoint(run.path, tmp_path / "third", vocab=moved)
     assert not (tmp_path / "third").exists()
 
@@ -240,7 +240,7 @@ def test_export(make_run: MakeRun, tmp_path: Path, vocab: Path) -> None:
 def test_export_of_a_dense_run(make_run: MakeRun, tmp_path: Path) -> None:
     report = export_checkpoint(make_run(10, dense=True).path, tmp_path / "out")
     assert (report.over_prunable, report.digest) == (None, None)
-    assert load_export(tmp_path / "out").keep_masks is None
+    assert open_source(tmp_path / "out").read().masks is None
 
 
 def test_export_enforces_a_pending_mask(make_run: MakeRun, tmp_path: Path) -> None:
@@ -251,9 +251,9 @@ def test_export_enforces_a_pending_mask(make_run: MakeRun, tmp_path: Path) -> No
         export_checkpoint(path, tmp_path / "out")
     rewrite_manifest(path, lambda m: m["state"]["sparsity"].update(pending=True))
     export_checkpoint(path, tmp_path / "out")
-    exported = load_export(tmp_path / "out")
-    assert exported.keep_masks is not None
-    assert not any(exported.state[n][~keep].any() for n, keep in exported.keep_masks.items())
+    exported = open_source(tmp_path / "out").read()
+    assert exported.masks is not None
+    assert not any(exported.weights[n][~keep].any() for n, keep in exported.masks.items())
 
 
 def test_export_of_a_checkpoint_that_is_not_bert(make_run: MakeRun, tmp_path: Path) -> None:

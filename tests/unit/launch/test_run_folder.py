@@ -1,10 +1,12 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bert.model_files import find_model, path_of
 from distributed.errors import BadInput
 from launch.configuration import PretrainConfig
 from launch.run_folder import (
@@ -12,7 +14,6 @@ from launch.run_folder import (
     check_identity,
     identity,
     read_metrics,
-    resolve_source,
     run_folder_of,
     truncate_metrics,
     write_identity,
@@ -198,25 +199,36 @@ def test_metrics_that_are_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_source_of_a_run_is_its_newest_good_checkpoint(make_run: MakeRun) -> None:
+def test_a_model_of_a_run_is_its_newest_good_checkpoint(make_run: MakeRun) -> None:
     run = make_run(10, 20)
     newest = run.checkpoints / "step-00000020"
-    assert resolve_source(run.path) == newest
-    assert resolve_source(newest) == newest
+    assert path_of(find_model(run.path)) == newest
+    assert path_of(find_model(newest)) == newest
     damage(newest)
-    assert resolve_source(run.path) == run.checkpoints / "step-00000010"
+    assert path_of(find_model(run.path)) == run.checkpoints / "step-00000010"
+    with pytest.raises(BadInput, match="SHA-256"):
+        find_model(newest)
+    assert path_of(find_model(newest, verified=True)) == newest, "once is enough"
     damage(run.checkpoints / "step-00000010")
     with pytest.raises(BadInput, match=r"no good checkpoint \(.*step-00000020.*is damaged"):
-        resolve_source(run.path)
+        find_model(run.path)
 
 
-def test_other_sources(tmp_path: Path, make_run: MakeRun) -> None:
+def test_of_a_run_that_is_scored_it_is_the_one_that_dev_chose(make_run: MakeRun) -> None:
+    run = make_run(10, 20)
+    shutil.copytree(run.checkpoints / "step-00000010", run.best / "step-00000010")
+    run.results_file.write_text("{}")
+    assert path_of(find_model(run.path)) == run.best / "step-00000010"
+
+
+def test_other_models(tmp_path: Path, make_run: MakeRun) -> None:
     with pytest.raises(BadInput, match="has no checkpoint yet"):
-        resolve_source(make_run().path)
+        find_model(make_run().path)
     with pytest.raises(BadInput, match="does not exist"):
-        resolve_source(tmp_path / "nowhere")
+        find_model(tmp_path / "nowhere")
     (tmp_path / "exported").mkdir()
     with pytest.raises(BadInput, match="give a run, a checkpoint or a Hugging Face folder"):
-        resolve_source(tmp_path / "exported")
+        find_model(tmp_path / "exported")
     (tmp_path / "exported" / "config.json").touch()
-    assert resolve_source(tmp_path / "exported") == tmp_path / "exported"
+    with pytest.raises(BadInput, match="has no model.safetensors"):
+        find_model(tmp_path / "exported")

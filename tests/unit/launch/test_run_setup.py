@@ -11,13 +11,13 @@ from bert.configuration import DistillationConfig
 from distributed.checkpoint import step_folder
 from distributed.errors import BadInput
 from launch.configuration import PretrainConfig, load_config
-from launch.run_folder import RunFolder, resolve_source
+from launch.run_folder import RunFolder
 from launch.run_setup import (
     RunPlan,
     begin_run,
     begun_with,
-    fingerprint,
     settle_teacher,
+    source_fingerprint,
     teacher_of,
 )
 
@@ -52,7 +52,7 @@ def test_another_source_counts_by_its_weights(
     tmp_path: Path,
 ) -> None:
     source = make_run(7).path
-    old = fingerprint(resolve_source(source))
+    old = source_fingerprint(source)
     copy = tmp_path / "copy"
     shutil.copytree(source, copy)
     folder = begun(source)
@@ -71,7 +71,7 @@ def test_without_a_record_the_weights_are_looked_at(
 ) -> None:
     source, folder = make_run(7).path, begun(None)
     folder.config_file.write_text("model: [")
-    assert begun_with(folder, source, OLD) == fingerprint(resolve_source(source))
+    assert begun_with(folder, source, OLD) == source_fingerprint(source)
     assert begun_with(folder, None, None) is None
 
 
