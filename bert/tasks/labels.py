@@ -126,11 +126,11 @@ class LabelReader:
                 )
         labels = [as_label(value, record, self._column) for value in values]
         numbers = [label.value for label in labels if isinstance(label, NumberLabel)]
-        if len(set(numbers)) < len(numbers):
+        if len(set(numbers)) < len(numbers) or any(number % 1 for number in numbers):
             raise BadInput(
-                f"{record.place} has a number twice among the labels of the column {self._column}: "
-                "a place for each class, with zeros and ones, is not read, so write the labels "
-                "themselves into the list"
+                f"{record.place} has a number twice or a fraction among the labels of the column "
+                f"{self._column}: a place for each class, with zeros and ones or probabilities, is "
+                "not read, so write the labels themselves into the list"
             )
         if len(self._lists) < 3:
             self._lists.setdefault(tuple(values), record.place)

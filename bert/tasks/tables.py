@@ -60,7 +60,7 @@ def _find_quoting(text: str, place: str, *, header: bool) -> bool:
             return False
         for cell in cells:
             if not cell.startswith('"'):
-                bare = bare or (is_header and bool(cell)) or not _NUMBER.fullmatch(cell)
+                bare = bare or (is_header and cell != "") or not _NUMBER.fullmatch(cell)
             elif _NEEDED.search(cell, 1, len(cell) - 1):
                 needed = needed or cell
                 spans_lines = spans_lines or "\n" in cell
@@ -74,9 +74,9 @@ def _find_quoting(text: str, place: str, *, header: bool) -> bool:
     if not needed:
         return False
     raise BadInput(
-        f"{place} has cells such as {needed[:40]!r}, whose quotes stand for themselves only if the "
-        f"table is not quoted, and such as {needless[:40]!r}, which a quoted table would not "
-        "quote: set task.quotes to true if quotes enclose cells, or to false if they are text"
+        f"{place} may be quoted or not: the cell {needed[:40]!r} looks enclosed in quotes, and the "
+        f"quotes of {needless[:40]!r} look like text: set task.quotes to true if quotes enclose "
+        "cells, or to false if they are text"
     )
 
 
@@ -87,6 +87,11 @@ def _scan(text: str) -> Iterator[tuple[int, list[str]]]:
     """
     at, line = 0, 1
     while at < len(text):
+        end_of_line = text.find("\n", at) % (len(text) + 1)  # -1, none, is the end of the text
+        if text.find('"', at, end_of_line) < 0:  # most rows
+            yield line, text[at:end_of_line].removesuffix("\r").split("\t")
+            at, line = end_of_line + 1, line + 1
+            continue
         first, cells, end = line, [], "\t"
         while end == "\t":
             match = _CELL.match(text, at)
@@ -113,9 +118,10 @@ def _read_quoted(text: str, place: str) -> Iterator[tuple[int, list[str]]]:
                 f"{place} line {number} has a quote inside a cell that is not in quotes: set "
                 "task.quotes to false if quotes are text"
             )
-        plain = [c[1:-1].replace('""', '"') if c.startswith('"') else c for c in cells]
-        if any(cell.strip() for cell in plain):
-            yield number, plain
+        if any('"' in cell for cell in cells):
+            cells = [c[1:-1].replace('""', '"') if c.startswith('"') else c for c in cells]
+        if any(cell.strip() for cell in cells):
+            yield number, cells
 
 
 def _read_plain(
