@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from distributed.errors import BadInput
-from distributed.support import check_supported
+from distributed.support import check_supported, parameter_groups
 
 NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
 ReadRange = Callable[[str, int, int], torch.Tensor]  # (name, start, length) -> fp32 [length]
@@ -62,15 +62,20 @@ class Partition:
             named_parameters: name and parameter of every trained weight, tied ones once.
 
         Raises:
-            BadInput: naming the setting, if DeepSpeed keeps masters where this does not look.
+            BadInput: naming the setting, if DeepSpeed keeps masters where this does not look, or
+                the parameter that the optimizer does not hold.
         """
         check_supported(engine)
+        held = {id(p) for group in parameter_groups(engine) for p in group}
+        for name, parameter in named_parameters:
+            if id(parameter) not in held and 0 not in full_shape(parameter):
+                raise BadInput(f"{name} is in no parameter group of the optimizer: add it to one")
         self._engine = engine
         self._base: torch.optim.Optimizer = engine.basic_optimizer
         self._parameters = dict(named_parameters)
         self.rank: int = engine.global_rank
         self.world_size: int = engine.dp_world_size
-        self.shapes = {name: _full_shape(p) for name, p in named_parameters}
+        self.shapes = {name: full_shape(p) for name, p in named_parameters}
         self.numels = {name: math.prod(shape) for name, shape in self.shapes.items()}
         wrapper = type(engine.optimizer).__name__
         layouts = {
@@ -80,11 +85,6 @@ class Partition:
             "FP16_UnfusedOptimizer": self._replica_fragments,
             type(self._base).__name__: self._replica_fragments,
         }
-        if wrapper not in layouts:
-            raise BadInput(
-                f"masters of DeepSpeed's {wrapper} cannot be followed: use ZeRO stage 1 to 3, or "
-                "give deepspeed.initialize an optimizer of torch's"
-            )
         self._wrapper = wrapper
         self.fragments: tuple[Fragment, ...] = tuple(layouts[wrapper]())
 
@@ -130,11 +130,13 @@ class Partition:
     def _flat_fragments(self) -> list[Fragment]:
         fragments = []
         names = {id(p): name for name, p in self._parameters.items()}
-        for slot, group in enumerate(self._low_precision_groups()):
+        for slot, group in enumerate(parameter_groups(self._engine)):
             flat = self._low_precision_flat(slot)
             size = self.masters()[slot].numel()
             for parameter in group:
-                name = names[id(parameter)]
+                name = names.get(id(parameter))
+                if name is None:  # of another module, such as the loss's
+                    continue
                 at = (parameter.data_ptr() - flat.data_ptr()) // flat.element_size()
                 first = max(at, self.rank * size)
                 last = min(at + self.numels[name], (self.rank + 1) * size)
@@ -146,14 +148,15 @@ class Partition:
     def _stage3_fragments(self) -> list[Fragment]:
         fragments = []
         names = {id(p): name for name, p in self._parameters.items()}
-        for slot, group in enumerate(self._engine.optimizer.fp16_groups):
+        for slot, group in enumerate(parameter_groups(self._engine)):
             offset = 0
             for parameter in group:
                 share = parameter.partition_numel()
                 start = self.rank * share
                 length = min(max(parameter.ds_numel - start, 0), share)
-                if length:
-                    fragments.append(_whole(names[id(parameter)], start, length, slot, offset))
+                name = names.get(id(parameter))
+                if length and name is not None:
+                    fragments.append(_whole(name, start, length, slot, offset))
                 offset += share
         return fragments
 
@@ -181,13 +184,6 @@ class Partition:
             for low, master in zip(lows, masters, strict=True)
         }
         return [master_of[id(p)] for p in self._parameters.values()]
-
-    def _low_precision_groups(self) -> list[list[torch.nn.Parameter]]:
-        optimizer = self._engine.optimizer
-        groups: list[list[torch.nn.Parameter]] = (
-            optimizer.bf16_groups if self._wrapper == "BF16_Optimizer" else optimizer.bit16_groups
-        )
-        return groups
 
     def _low_precision_flat(self, slot: int) -> torch.Tensor:
         optimizer = self._engine.optimizer
@@ -291,6 +287,7 @@ def _whole(name: str, start: int, length: int, slot: int, offset: int) -> Fragme
     return Fragment(name, start, length, slot, offset, start, start + length)
 
 
-def _full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+def full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """The parameter's shape on all ranks together."""
     # Stage 3 leaves an empty tensor in place of the parameter and keeps its shape beside it.
     return tuple(getattr(parameter, "ds_shape", parameter.shape))

@@ -4,6 +4,15 @@ from typing import Any
 
 from distributed.errors import BadInput
 
+# Where DeepSpeed's optimizers keep the parameters of their groups. One that is not here is the
+# caller's own, at stage 0 in fp32.
+_GROUPS = {
+    "DeepSpeedZeroOptimizer": "bit16_groups",
+    "BF16_Optimizer": "bf16_groups",
+    "DeepSpeedZeroOptimizer_Stage3": "fp16_groups",
+    "FP16_UnfusedOptimizer": "fp16_groups",
+}
+
 
 def check_supported(engine: Any) -> None:
     """Refuse a DeepSpeed engine whose masters are elsewhere, or are updated by other code.
@@ -35,6 +44,29 @@ def check_supported(engine: Any) -> None:
     for setting, is_used in refused.items():
         if is_used:
             raise BadInput(f"weights cannot be followed exactly under {setting}: switch it off")
+    wrapper = type(engine.optimizer).__name__
+    if wrapper not in _GROUPS and wrapper != type(engine.basic_optimizer).__name__:
+        raise BadInput(
+            f"masters of DeepSpeed's {wrapper} cannot be followed: use ZeRO stage 1 to 3, or "
+            "give deepspeed.initialize an optimizer of torch's"
+        )
+
+
+def parameter_groups(engine: Any) -> list[list[Any]]:
+    """The parameters that are trained, by the optimizer's groups; at stage 3 by sub-groups."""
+    wrapper = type(engine.optimizer).__name__
+    if wrapper in _GROUPS:
+        return [list(group) for group in getattr(engine.optimizer, _GROUPS[wrapper])]
+    groups = [group["params"] for group in engine.basic_optimizer.param_groups]
+    return [[p for p in group if p.requires_grad] for group in groups]
+
+
+def clip_norm(engine: Any) -> tuple[float, bool]:
+    """The norm that DeepSpeed clips gradients to, 0 for none; whether its configuration says so.
+
+    Where it does not, the default is in force: 1.0 since June 2026 (DeepSpeed#8068), 0 before.
+    """
+    return float(engine.gradient_clipping()), "gradient_clipping" in engine._config._param_dict
 
 
 def _is_nvme(offload: Any) -> bool:

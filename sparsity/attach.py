@@ -7,17 +7,30 @@ for step, batch in enumerate(batches):
     ...                                  # forward, engine.backward, engine.step as ever
 """
 
-import difflib
+import logging
 from collections.abc import Sequence
 from typing import Any
-
-from torch import nn
 
 from distributed.errors import BadInput
 from distributed.partition import Partition
 from distributed.partition_check import check_partition
+from distributed.support import check_supported, clip_norm, parameter_groups
 from sparsity.controller import SparsityController
-from sparsity.schedule import SparsityConfig
+from sparsity.prunable import (
+    Choice,
+    Trained,
+    choose_prunable,
+    find_forgotten,
+    find_sources,
+    find_trained,
+    shorten,
+)
+from sparsity.prunable import find_linear_weights as find_linear_weights
+from sparsity.schedule import SparsityConfig, last_due_step
+from sparsity.targets import build_scopes
+from sparsity.zero_parameters import find_doomed
+
+log = logging.getLogger(__name__)
 
 
 def attach(
@@ -39,7 +52,8 @@ def attach(
         engine: DeepSpeed's, just initialised with an optimizer, at any ZeRO stage.
         config: when to prune and how much. `schedule: frozen` keeps what is zero already.
         prunable: names of parameters as `named_parameters` gives them; None takes the weight of
-            every nn.Linear that no other module uses.
+            every nn.Linear that is trained and that no other module uses, and logs what stays
+            dense.
         resume_step: of a model that was pruned before and is loaded already, the step it goes on
             with: its zeros are its masks. None starts dense.
 
@@ -50,67 +64,65 @@ def attach(
     """
     if engine.optimizer is None:
         raise BadInput("the engine has no optimizer: give one to deepspeed.initialize")
-    named = [(_plain(n), p) for n, p in engine.module.named_parameters() if p.requires_grad]
-    names = _choose(engine.module, [name for name, _ in named], prunable)
-    partition = Partition(engine, named)
+    check_supported(engine)
+    trained = find_trained(engine.module, parameter_groups(engine))
+    choice = choose_prunable(engine.module, trained, prunable)
+    partition = Partition(engine, list(trained.items()))
     partition.refresh_replicas()
     check_partition(partition)
+    has_begun = resume_step is not None and last_due_step(config, resume_step - 1) is not None
+    if prunable is None and not has_begun:
+        _refuse_what_cannot_learn(config, choice, partition)
     sparsity = SparsityController(
-        config, partition, prunable=names, optimizer=engine.basic_optimizer
+        config, partition, prunable=choice.pruned, optimizer=engine.basic_optimizer
     )
     if resume_step is not None:
         sparsity.resume(resume_step)
+    if partition.rank == 0:
+        _log_choice(choice, sparsity, engine)
+        _log_what_is_not_trained(engine, trained)
     _wrap_step(engine, sparsity)
     return sparsity
 
 
-def _choose(module: nn.Module, trained: list[str], prunable: Sequence[str] | None) -> list[str]:
-    """The plain names of what to prune, each once and of a parameter that is trained."""
-    if isinstance(prunable, str):
-        raise BadInput(f"prunable is {prunable!r}: give a list of names, prunable=[{prunable!r}]")
-    chosen = find_linear_weights(module) if prunable is None else prunable
-    names = [_plain(name) for name in chosen]
-    if not names:
+def _refuse_what_cannot_learn(config: SparsityConfig, choice: Choice, partition: Partition) -> None:
+    """Collective: a matrix of zeros, such as a new adapter's, has the smallest weights of all."""
+    scopes = build_scopes(config, choice.pruned, partition.shapes)
+    doomed = find_doomed(config, scopes, partition)
+    if doomed:
         raise BadInput(
-            "there is nothing to prune: "
-            + ("prunable is empty" if prunable is not None else "the model has no nn.Linear")
-            + f", its parameters are like prunable=[{trained[0]!r}]"
+            f"{shorten(doomed)} would be pruned whole, as all of its weights are zero, and could "
+            "never learn: name what to prune with prunable=[...], without it"
         )
-    for name in names:
-        if names.count(name) > 1:
-            raise BadInput(f"prunable has {name} twice")
-        if name not in trained:
-            raise BadInput(f"{name} is to be pruned, but {_explain_absence(module, name, trained)}")
-    return names
 
 
-def _explain_absence(module: nn.Module, name: str, trained: list[str]) -> str:
-    """Why no trained parameter goes by that name; a tied one goes by its first name only."""
-    every = {_plain(n): p for n, p in module.named_parameters(remove_duplicate=False)}
-    if name in every:
-        first = {id(p): _plain(n) for n, p in module.named_parameters()}[id(every[name])]
-        return f"it is {first}: name that" if first != name else "it is not trained (requires_grad)"
-    near = difflib.get_close_matches(name, trained, n=1)
-    hint = f": did you mean {near[0]}?" if near else ""
-    return f"the model trains no parameter of that name{hint}"
+def _log_choice(choice: Choice, sparsity: SparsityController, engine: Any) -> None:
+    if choice.dense:
+        log.info(
+            "pruning %d weights in %d parameters: %s",
+            sparsity.prunable_numel,
+            len(choice.pruned),
+            ", ".join(choice.pruned),
+        )
+        level = logging.WARNING if choice.is_surprising else logging.INFO
+        log.log(level, "these parameters stay dense: %s", choice.describe_dense())
+    for source, weight in find_sources(engine.module, choice.pruned).items():
+        log.warning("%s is pruned, and the forward reads %s, computed from it", source, weight)
 
 
-def find_linear_weights(module: nn.Module) -> list[str]:
-    """Names of the trained weights of nn.Linear modules, but not those shared with others."""
-    users: dict[int, int] = {}
-    for part in module.modules():
-        for parameter in part.parameters(recurse=False):
-            users[id(parameter)] = users.get(id(parameter), 0) + 1
-    linear = {
-        id(part.weight)
-        for part in module.modules()
-        if isinstance(part, nn.Linear) and users[id(part.weight)] == 1 and part.weight.requires_grad
-    }
-    return [name for name, parameter in module.named_parameters() if id(parameter) in linear]
-
-
-def _plain(name: str) -> str:
-    return name.replace("_orig_mod.", "")
+def _log_what_is_not_trained(engine: Any, trained: Trained) -> None:
+    forgotten = find_forgotten(engine.module, trained)
+    if forgotten:
+        log.warning(
+            "not trained, as no parameter group of the optimizer holds it: %s", shorten(forgotten)
+        )
+    norm, is_set = clip_norm(engine)
+    log.log(
+        logging.INFO if is_set else logging.WARNING,
+        "gradients are clipped to a norm of %g%s" if norm else "gradients are not clipped%.0s%s",
+        norm,
+        "" if is_set else ", the default of DeepSpeed: set gradient_clipping, 0 for none",
+    )
 
 
 def _wrap_step(engine: Any, sparsity: SparsityController) -> None:

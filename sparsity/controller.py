@@ -24,6 +24,7 @@ from sparsity.pattern_name import PatternName
 from sparsity.pruning import Counted, count_pruned, update_masks
 from sparsity.schedule import SparsityConfig
 from sparsity.targets import build_scopes
+from sparsity.zero_parameters import check_pruned_whole
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ class SparsityController:
         Raises:
             BadInput: on all ranks, if it was not called when it had to be: training would go on
                 with other masks than the schedule's, or with none.
+                Or if it would prune a parameter whole that has never learned: all of it is zero.
             NonFiniteWeights: on all ranks, if a prunable weight is infinite or NaN.
         """
         self._check_that_none_was_missed(step)
@@ -137,6 +139,7 @@ class SparsityController:
             all_reduce=self._counted_all_reduce,
         )
         self._add(update.newly)
+        check_pruned_whole(self._partition, self.state.pruned, update.newly.by_name)
         self.state.target = sum(counts) / self.prunable_numel
         if any(wanted):
             self.state.threshold = update.threshold
