@@ -51,3 +51,16 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The oldest version of every range in pyproject.toml, in an environment of its own. It takes 6 GB:
+# the package index has torch for CUDA. Not part of `make test`, nor of CI.
+OLDEST_TESTS ?= tests/unit/sparsity tests/unit/distributed tests/unit/bert tests/multiprocess
+
+.PHONY: test-oldest
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest $(OLDEST_TESTS)
+
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --editable '.[dev]'
+	touch $@

@@ -43,5 +43,5 @@ def _driver() -> str:
 
 if __name__ == "__main__":
     if sys.argv[1] == "cuda" and not torch.cuda.is_available():
-        sys.exit("torch finds no CUDA GPU")
+        sys.exit("torch finds no CUDA GPU: pass --smoke to try the cases on the CPU")
     print(json.dumps(describe_machine(sys.argv[1])))

@@ -22,7 +22,7 @@ find_spec = importlib.machinery.PathFinder.find_spec
 def find_others(name, path=None, target=None):
     blocked = os.environ["BLOCKED_PACKAGES"].split(",")
     return None if name.partition(".")[0] in blocked else find_spec(name, path, target)
-importlib.machinery.PathFinder.find_spec = find_others
+importlib.machinery.PathFinder.find_spec = staticmethod(find_others)
 """
 
 
