@@ -17,8 +17,8 @@ and in turn with this one: the machine is then as busy for both. What is seen:
     last step   ... those of the last one
     end         the command has ended
 
-CPU seconds are those of all processes of the start, as far as a look every 20 ms sees them. They
-depend less on what else the machine does than the seconds.
+CPU seconds are those of all processes of the start, as far as a look every fifth of a second sees
+them. They depend less on what else the machine does than the seconds.
 """
 
 import argparse
@@ -50,7 +50,8 @@ PHASES = (
     ("last step", "further steps"),
     ("end", "end"),
 )
-LOOK_SECONDS = 0.02
+LOOK_SECONDS = 0.05
+PROCESSES_SECONDS = 0.2
 WAIT_SECONDS = 300.0
 CLOCK = os.sysconf("SC_CLK_TCK")
 
@@ -61,6 +62,7 @@ class Watch:
     def __init__(self, checkout: Path, run: Path, options: list[str], folder: Path) -> None:
         self._run = run
         self._out = folder / f"{run.name}.out"
+        self._next_processes = 0.0
         self.times: dict[str, float] = {}
         self.processes: dict[int, dict[str, Any]] = {}
         env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TORCHELASTIC_"))}
@@ -88,8 +90,8 @@ class Watch:
                     raise RuntimeError(f"no end in {WAIT_SECONDS} s:\n{self._out.read_text()}")
                 self._look(steps)
                 time.sleep(LOOK_SECONDS)
-            self._look(steps)
             self._see("end", there=True)
+            self._look(steps)
         finally:
             self._stop()
         if self._process.returncode != 0:
@@ -100,7 +102,9 @@ class Watch:
         return sum(process["cpu"] for process in self.processes.values())
 
     def _look(self, steps: int) -> None:
-        self._look_at_processes()
+        if time.monotonic() >= self._next_processes:
+            self._look_at_processes()
+            self._next_processes = time.monotonic() + PROCESSES_SECONDS
         out = self._out.read_bytes()
         self._see("cluster", there=b"starting a local Ray cluster" in out)
         self._see("checks", there=b"worker(s)" in out)

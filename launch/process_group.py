@@ -56,6 +56,8 @@ def set_meeting_place() -> None:
         here = address, _free_port(address)
     address, port = broadcast_from_rank_zero(here)
     os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    # As Ray's TorchConfig sets it: a collective that fails ends its process.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
 
 
 def _free_port(address: str) -> int:

@@ -5,25 +5,23 @@ A cluster of its own is closed to others by a token, keeps its files in a privat
 """
 
 import contextlib
-import logging
 import os
-import secrets
 import shutil
 import socket
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distributed.errors import BadInput, first_line
+from distributed.errors import BadInput
 from launch.configuration import LaunchConfig
+from launch.own_cluster import QUIET, start_own_cluster
 
 # Starting workers includes importing torch and DeepSpeed, slow on a cold file system.
 _GROUP_START_SECONDS = "300"
-_LOOK_SECONDS = "0.5"
-_STARTS = 3
+# Long enough that a worker's death is seen together with the errors that it causes in others.
+_LOOK_SECONDS = "1"
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 15.0
 _SILENCE_SECONDS = 600.0
@@ -66,7 +64,7 @@ def ray_cluster(launch: LaunchConfig, *, log_folder: Path) -> Iterator[bool]:
             is_installed = _PROJECT.name in ("site-packages", "dist-packages")
             with contextlib.chdir(private if is_installed else _PROJECT):
                 if address == "local":
-                    _start(Path(private))
+                    start_own_cluster(Path(private))
                 else:
                     _connect(address)
             yield address == "local"
@@ -85,73 +83,6 @@ def _leave() -> None:
     ray.shutdown()
 
 
-def _start(folder: Path) -> None:
-    print("starting a local Ray cluster", flush=True)
-    # A token of this cluster's own: access stays closed and ~/.ray is left alone.
-    token = folder / "ray_token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    # Fewer processes to start. Nobody takes this machine's node back; each worker that Ray would
-    # start before it is asked for has another environment than ours; nobody reads Ray's metrics.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    import ray  # only now: it reads these variables when it is imported
-
-    # ray.init mostly waits for other processes. Meanwhile a thread imports Ray Train. What both of
-    # them would import comes first, so that no two threads import one module.
-    import ray.dashboard.optional_deps
-
-    importing = threading.Thread(target=_import_ray_train, name="imports", daemon=True)
-    importing.start()
-    for starts_left in reversed(range(_STARTS)):
-        try:
-            with _no_dashboard() as port:
-                ray.init(
-                    address="local",  # without it, Ray joins whatever cluster it finds here
-                    include_dashboard=False,
-                    dashboard_host="127.0.0.1",
-                    dashboard_port=port,
-                    object_store_memory=200_000_000,
-                    _temp_dir=str(folder),
-                    **_quiet(),
-                )
-            importing.join()
-            return
-        except Exception as error:  # of many types: on a busy machine Ray gives up on its agents
-            ray.shutdown()
-            if not starts_left:
-                raise
-            print(f"the Ray cluster did not start ({first_line(error)}); trying again", flush=True)
-
-
-def _import_ray_train() -> None:
-    import ray.train.v2.api.data_parallel_trainer  # noqa: F401
-
-
-@contextlib.contextmanager
-def _no_dashboard() -> Iterator[int]:
-    """A port at which Ray can start no dashboard.
-
-    `include_dashboard=False` only takes the pages away (2.60): the process starts, and ray.init
-    waits for it, two seconds on two cores. Ray goes on without one where the port is not free.
-    """
-    log = logging.getLogger("ray._private.services")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        log.addFilter(_is_not_about_the_port)
-        try:
-            yield taken.getsockname()[1]
-        finally:
-            log.removeFilter(_is_not_about_the_port)
-
-
-def _is_not_about_the_port(record: logging.LogRecord) -> bool:
-    return "already occupied" not in record.getMessage()
-
-
 def _connect(address: str) -> None:
     print(f"connecting to the Ray cluster at {address}", flush=True)
     if address.startswith("ray://"):
@@ -164,7 +95,7 @@ def _connect(address: str) -> None:
     import ray
 
     try:
-        ray.init(address=address, **_quiet())
+        ray.init(address=address, **QUIET)
     except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise BadInput(
             f"the Ray cluster at {address} cannot be used ({error}): set launch.address or "
@@ -182,10 +113,6 @@ def _check_that_it_answers(address: str) -> None:
             f"no Ray cluster answers at {address} ({error}): set launch.address or RAY_ADDRESS to "
             "HOST:PORT of a cluster that runs, or neither to have one started"
         ) from error
-
-
-def _quiet() -> dict[str, Any]:
-    return {"log_to_driver": False, "logging_level": "ERROR"}
 
 
 def short_temporary_folder() -> str:

@@ -9,9 +9,10 @@ import yaml
 from pydantic import ValidationError
 
 from distributed.errors import BadInput
-from launch import elastic, ray_cluster
+from launch import elastic, own_cluster
 from launch.configuration import LaunchConfig
 from launch.elastic import ask_when_more_fit, await_workers
+from launch.own_cluster import start_own_cluster
 
 RANGE = LaunchConfig(num_workers=(2, 4), use_gpu=False)
 FIXED = LaunchConfig(num_workers=3, use_gpu=False)
@@ -144,16 +145,17 @@ def test_ray_is_started_again(
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"):
-        monkeypatch.setenv(name, "")  # so that they are put back
-    ray_cluster._start(tmp_path)
+    switches = ("TRAIN_ENABLE_PREEMPTION_WATCHER", "prestart_worker_first_driver")
+    for name in ("AUTH_MODE", "AUTH_TOKEN_PATH", "TRAIN_METRICS_ENABLED", *switches):
+        monkeypatch.setenv(f"RAY_{name}", "")  # so that they are put back
+    start_own_cluster(tmp_path)
     told = capsys.readouterr().out.splitlines()
     assert (
         told[1:] == ["the Ray cluster did not start (The agent did not start.); trying again"] * 2
     )
 
     starts[:] = []
-    monkeypatch.setattr(ray_cluster, "_STARTS", 2)
+    monkeypatch.setattr(own_cluster, "_STARTS", 2)
     (tmp_path / "ray_token").unlink()
     with pytest.raises(RuntimeError, match="did not start"):
-        ray_cluster._start(tmp_path)
+        start_own_cluster(tmp_path)
