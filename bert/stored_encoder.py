@@ -131,7 +131,8 @@ def explain_missing(weights: StoredWeights, name: str) -> str:
     ]
     if not others and is_prunable(name):
         layer = module[: module.index(".", len("encoder.layer."))]
-        others = [t for t in weights.tensors if re.search(rf"\b{re.escape(layer)}\.\w*qkv", t.name)]
+        fused = re.compile(rf"\b{re.escape(layer)}\..*(?:qkv|in_proj)", re.IGNORECASE)
+        others = [tensor for tensor in weights.tensors if fused.search(tensor.name)]
     if not others:
         return f"{weights.folder} has no {name}: give a whole BERT"
     names = " and ".join(tensor.name for tensor in others[:2])

@@ -81,7 +81,13 @@ def prepare(
     output: Annotated[
         Path, typer.Option(help="Folder to write; OUTPUT-validation appears beside it.")
     ],
-    vocab: Annotated[Path, typer.Option(help="WordPiece vocabulary, one token a line.")],
+    vocab: Annotated[
+        Path,
+        typer.Option(
+            help="WordPiece vocabulary, one token a line, or a Hugging Face folder, whose "
+            "tokenizer's settings then count too."
+        ),
+    ],
     more_inputs: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     validation_fraction: Annotated[
         float, typer.Option(help="Share of the documents held out for validation, within (0, 1).")

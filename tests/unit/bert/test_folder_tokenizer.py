@@ -22,7 +22,7 @@ from bert.source import open_source
 from bert.vocabulary import Vocabulary, load_vocabulary
 from bert.weights import named_weights
 from distributed.errors import BadInput
-from tests.unit.bert.folders import write_folder
+from tests.unit.bert.folders import change_config, write_folder
 
 SAMPLES = Path(__file__).parents[3] / "samples"
 TEXTS = [
@@ -235,6 +235,10 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (change_settings(do_basic_tokenize=False), "has do_basic_tokenize false"),
     (change_settings(never_split=["Er"]), "has never_split"),
     (change_settings(tokenizer_class="BertJapaneseTokenizer"), "BertJapanese|cannot load"),
+    (
+        lambda folder: change_config(folder, tokenizer_class="BertJapaneseTokenizer"),
+        "BertJapanese|cannot load",
+    ),
     (change_settings(strip_accents="no"), "transformers cannot load the tokenizer of"),
     (lambda folder: (folder / "tokenizer_config.json").write_text("{"), "is not JSON"),
     (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot load|has model"),

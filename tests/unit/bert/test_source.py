@@ -318,6 +318,7 @@ def parametrize(kind: str) -> Callable[[Tensors], Tensors]:
                 "lora_B.default.weight": weight[:, :2].clone(),
             },
             "gptq": {"qweight": weight.to(torch.int32), "scales": weight[:1].clone()},
+            "nothing": {},
         }[kind]
         return {**tensors, **{f"{QUERY}.{name}": part for name, part in parts.items()}}
 
@@ -334,6 +335,7 @@ def parametrize(kind: str) -> Callable[[Tensors], Tensors]:
             "lora",
             r"base_layer.weight and .* 1 more stand in its place, so merge .*merge_and_unload",
         ),
+        ("nothing", "give a whole BERT"),
         ("gptq", r"qweight and \S+scales stand in its place, so give the model that it was quant"),
     ],
 )
@@ -366,6 +368,16 @@ def test_codes_are_no_weights(folder: Path, dtype: torch.dtype) -> None:
 def test_what_no_parameter_takes_is_named(folder: Path, name: str) -> None:
     change_weights(folder, lambda t: {**t, name: torch.ones(2)})
     with pytest.raises(BadInput, match=rf"has {name} \(F32 \[2\]\), which is no parameter of BERT"):
+        open_source(folder)
+
+
+def test_one_matrix_for_query_key_and_value(folder: Path) -> None:
+    def fuse(tensors: Tensors) -> Tensors:
+        parts = [tensors.pop(f"{QUERY[:-5]}{part}.weight") for part in ("query", "key", "value")]
+        return {**tensors, f"{QUERY[:-5]}Wqkv.weight": torch.cat(parts)}
+
+    change_weights(folder, fuse)
+    with pytest.raises(BadInput, match=r"self.query.weight: \S+self.Wqkv.weight stands in its pla"):
         open_source(folder)
 
 

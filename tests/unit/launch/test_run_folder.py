@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bert.model_files import find_model, path_of
+from bert.model_files import BEST, CHECKPOINTS, IDENTITY, RESULTS, find_model, path_of
 from distributed.errors import BadInput
 from launch.configuration import PretrainConfig
 from launch.run_folder import (
@@ -212,6 +212,12 @@ def test_a_model_of_a_run_is_its_newest_good_checkpoint(make_run: MakeRun) -> No
     damage(run.checkpoints / "step-00000010")
     with pytest.raises(BadInput, match=r"no good checkpoint \(.*step-00000020.*is damaged"):
         find_model(run.path)
+
+
+def test_a_model_is_found_where_runs_put_it(folder: RunFolder) -> None:
+    places = [folder.checkpoints, folder.best, folder.results_file, folder.identity_file]
+    names = [CHECKPOINTS, BEST, RESULTS, IDENTITY]
+    assert places == [folder.path / name for name in names]
 
 
 def test_of_a_run_that_is_scored_it_is_the_one_that_dev_chose(make_run: MakeRun) -> None:
