@@ -75,7 +75,8 @@ def prepare(
             "--input",
             metavar="PATH...",
             help="Files, folders or Hugging Face datasets: JSON lines, plain text, Parquet, PubMed "
-            "XML, gzip or not, told apart by content.",
+            "XML, gzip or not, told apart by content. Anything else is refused; what lies beside "
+            "the data in a folder (checksums, READMEs) is passed over and told.",
         ),
     ],
     output: Annotated[
@@ -109,6 +110,7 @@ def prepare(
         --output data/pubmed --vocab samples/vocab.txt
     """  # noqa: D301 (\b keeps the lines below it apart)
     from bert.corpora.prepare import prepare as prepare_corpus
+    from bert.corpora.report import describe_report
     from launch.progress import StatusLine, format_seconds, make_console
 
     with StatusLine("prepare", total=None, console=make_console(stderr=as_json)) as line:
@@ -135,14 +137,7 @@ def prepare(
         )
     if as_json:
         return print_json(dataclasses.asdict(report))
-    done = "is there already" if report.already_done else f"took {report.seconds:.1f} s"
-    typer.echo(
-        f"{report.output}: {report.documents:,} documents, {report.tokens:,} tokens\n"
-        f"{report.validation_output}: {report.validation_documents:,} documents, "
-        f"{report.validation_tokens:,} tokens\n"
-        f"dropped: {', '.join(f'{n:,} {why}' for why, n in report.dropped.items()) or 'nothing'}; "
-        f"{done}"
-    )
+    typer.echo(describe_report(report))
 
 
 def _print_schema(wanted: bool) -> None:

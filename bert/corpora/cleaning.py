@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from bert.corpora.formats import Format
 from bert.corpora.readers import Document
 
 # Control characters but white space, lone surrogates (JSON can spell them), the replacement
@@ -28,6 +29,7 @@ class CleanDocument(NamedTuple):
     text: str
     is_validation: bool
     input: str
+    format: Format
 
 
 def normalise_text(text: str) -> str:
@@ -57,7 +59,8 @@ def clean_documents(
             dropped["duplicates"] += 1
             continue
         seen.add(digest)
-        yield CleanDocument(text, _is_validation(digest, validation_fraction), document.input)
+        is_validation = _is_validation(digest, validation_fraction)
+        yield CleanDocument(text, is_validation, document.input, document.format)
 
 
 def _is_validation(digest: bytes, fraction: float) -> bool:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bert.corpora.readers import Source
+from bert.corpora.formats import Source
+from bert.corpora.inputs import PassedOver
 from bert.vocabulary import TokenizerSettings, Vocabulary
 from distributed.errors import BadInput
 from distributed.files import sha256_of, write_atomically
@@ -74,6 +75,7 @@ class Manifest(_Record):
     dropped: dict[str, int]  # of all inputs, before the split
     shards: list[ShardRecord]
     unigram_counts: FileRecord | None = None  # validation only: counts of the training split
+    passed_over: list[PassedOver] = []  # written only if there are any
 
     def files(self) -> list[FileRecord]:
         files = [
@@ -111,7 +113,9 @@ def load_manifest(directory: Path) -> Manifest:
 
 
 def save_manifest(manifest: Manifest, *, directory: Path) -> None:
-    content = manifest.model_dump_json(indent=1).encode() + b"\n"
+    # Without files that were passed over, the same bytes as before there was a field for them.
+    exclude = None if manifest.passed_over else {"passed_over"}
+    content = manifest.model_dump_json(indent=1, exclude=exclude).encode() + b"\n"
     write_atomically(directory / MANIFEST_NAME, content)
 
 

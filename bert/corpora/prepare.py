@@ -15,11 +15,11 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bert.corpora.cleaning import CleanDocument, clean_documents
+from bert.corpora.formats import Format, Source, check_source
 from bert.corpora.inputs import Input, list_inputs
 from bert.corpora.manifest import (
     MANIFEST_NAME,
@@ -34,7 +34,8 @@ from bert.corpora.manifest import (
     vocabulary_record,
 )
 from bert.corpora.progress import PrepareProgress, ProgressMeter
-from bert.corpora.readers import Source, check_source, read_inputs
+from bert.corpora.readers import read_inputs
+from bert.corpora.report import PrepareReport
 from bert.corpora.shards import SHARD_TOKENS, ShardWriter
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.errors import BadInput
@@ -43,20 +44,6 @@ VALIDATION_FRACTION = 0.05
 MIN_CHARACTERS = 100  # shorter documents are mostly headings, redirects and captions
 # Texts tokenised at a time: enough to keep all cores busy, small enough to stay in memory.
 BATCH_CHARACTERS = 4 << 20
-
-
-@dataclass(frozen=True)
-class PrepareReport:
-    output: Path
-    validation_output: Path
-    already_done: bool
-    documents: int
-    tokens: int
-    validation_documents: int
-    validation_tokens: int
-    dropped: dict[str, int]
-    seconds: float
-    tokens_per_second: float  # both splits, all stages; 0 if already done
 
 
 def prepare(
@@ -87,7 +74,7 @@ def prepare(
     options = Options(
         source=source, validation_fraction=validation_fraction, min_characters=min_characters
     )
-    files = list_inputs(inputs)
+    files, passed_over = list_inputs(source, inputs)
     plan = Manifest(
         tool_version=_tool_version(),
         split="train",
@@ -98,20 +85,23 @@ def prepare(
         tokens=0,
         dropped={},
         shards=[],
+        passed_over=passed_over,
     )
     done = _already_prepared(plan, output)
     if done is not None:
-        return _report(output, *done, already_done=True, started=started)
+        return _report(output, plan, *done, started=started)
+    by_format: Counter[Format] = Counter()
     with _staging(output) as staging:
         done = _already_prepared(plan, output)  # again, now that nobody else can be writing it
         if done is not None:
-            return _report(output, *done, already_done=True, started=started)
+            return _report(output, plan, *done, started=started)
         manifests = _write_splits(
             plan,
             files,
             staging,
             vocabulary=vocabulary,
             shard_tokens=shard_tokens,
+            by_format=by_format,
             on_progress=on_progress,
             started=started,
         )
@@ -120,7 +110,7 @@ def prepare(
             if final.exists():
                 shutil.rmtree(final)
             os.replace(staging / split, final)
-    return _report(output, *manifests, already_done=False, started=started)
+    return _report(output, plan, *manifests, by_format=by_format, started=started)
 
 
 def _validation_of(output: Path) -> Path:
@@ -195,6 +185,7 @@ def _write_splits(
     *,
     vocabulary: Vocabulary,
     shard_tokens: int,
+    by_format: Counter[Format],
     on_progress: Callable[[PrepareProgress], None] | None,
     started: float,
 ) -> tuple[Manifest, Manifest]:
@@ -214,6 +205,7 @@ def _write_splits(
         ids = vocabulary.encode([document.text for document in batch])
         for document, tokens in zip(batch, ids, strict=True):
             progress.add(document, tokens=len(tokens))
+            by_format[document.format] += 1
             (validation if document.is_validation else train).add(tokens)
         if on_progress is not None:
             on_progress(progress.now())
@@ -262,8 +254,15 @@ def _batches(documents: Iterable[CleanDocument]) -> Iterator[list[CleanDocument]
 
 
 def _report(
-    output: Path, train: Manifest, validation: Manifest, *, already_done: bool, started: float
+    output: Path,
+    plan: Manifest,
+    train: Manifest,
+    validation: Manifest,
+    *,
+    started: float,
+    by_format: Counter[Format] | None = None,
 ) -> PrepareReport:
+    already_done = by_format is None
     seconds = time.monotonic() - started
     return PrepareReport(
         output=output,
@@ -273,7 +272,9 @@ def _report(
         tokens=train.tokens,
         validation_documents=validation.documents,
         validation_tokens=validation.tokens,
+        documents_by_format=None if by_format is None else dict(sorted(by_format.items())),
         dropped=train.dropped,
+        passed_over=plan.passed_over,
         seconds=seconds,
         tokens_per_second=0.0 if already_done else (train.tokens + validation.tokens) / seconds,
     )

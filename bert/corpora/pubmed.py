@@ -10,20 +10,22 @@ PubMed). Within one file the highest version wins, then the last one, and a dele
 for that a file's texts wait in a temporary file (in memory up to 64 MB) and its PMIDs in memory.
 """
 
-import contextlib
-import gzip
+import re
 import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, NamedTuple
 from xml.etree.ElementTree import Element, ParseError
+from xml.parsers.expat import errors as expat
 
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import iterparse
 
-from distributed.errors import BadInput
+from bert.text_files import find_not_utf8, open_bytes, unreadable
+from distributed.errors import BadInput, first_line
 
 ROOTS = ("MedlineCitationSet", "PubmedArticleSet")
 # A citation's element, and where in it the title and the abstract are.
@@ -33,6 +35,17 @@ SPOOL_BYTES = 64 << 20
 MAX_PMID = 999_999_999
 # Labels by which NLM marks that there is none.
 NO_LABELS = {"", "UNLABELLED", "UNLABELED", "UNASSIGNED"}
+OTHER_ENCODING = re.compile(rb"<\?xml[^>]*encoding\s*=\s*.(?!utf-?8|us-ascii)", re.I)
+# What expat says of a document that stops in the middle.
+INCOMPLETE = {
+    expat.codes[message]
+    for message in (
+        expat.XML_ERROR_NO_ELEMENTS,
+        expat.XML_ERROR_UNCLOSED_TOKEN,
+        expat.XML_ERROR_PARTIAL_CHAR,
+        expat.XML_ERROR_UNCLOSED_CDATA_SECTION,
+    )
+}
 
 
 class Citation(NamedTuple):
@@ -108,31 +121,56 @@ def read_citations(path: Path) -> Iterator[Citation | Deletion]:
         with open_bytes(path) as stream:
             yield from _parse(stream, path=path)
     except ParseError as error:
-        line, column = error.position
-        raise BadInput(
-            f"{path} is not well-formed XML at line {line}, column {column + 1} "
-            f"({str(error).split(':')[0]}): download it again."
-        ) from None
+        raise _not_well_formed(path, error) from None
     except DefusedXmlException:
         raise BadInput(
             f"{path} declares XML entities, which are refused: "
             "PubMed's own files have none, so download it again from NLM."
         ) from None
     except (EOFError, OSError, zlib.error) as error:
-        raise BadInput(f"{path} cannot be read ({error}): download it again.") from None
+        raise unreadable(path, error) from None
+    except (LookupError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(
+            f"{path} declares an encoding that is not read ({first_line(error)}): convert it to "
+            "UTF-8."
+        ) from None
 
 
-@contextlib.contextmanager
-def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """A file's bytes, decompressed if they are gzip."""
-    with open(path, "rb") as raw:
-        is_gzip = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        if is_gzip:
-            with gzip.open(raw) as unpacked:
-                yield cast(IO[bytes], unpacked)
+def _not_well_formed(path: Path, error: ParseError) -> BadInput:
+    """The true reason of an error of expat, which tells what it expected and not what is there."""
+    line, column = error.position
+    reason, advice = str(error).split(f": line {line}")[0], "download it again"
+    if error.code in INCOMPLETE:
+        reason, advice = "it ends before its last element does", "it is incomplete, fetch it again"
+    elif error.code == expat.codes[expat.XML_ERROR_JUNK_AFTER_DOC_ELEMENT]:
+        if _bytes_at(path, line, column).startswith(b"<"):
+            reason = "another XML document begins here: several files were joined"
+            advice = "give them as separate files"
         else:
-            yield raw
+            reason, advice = "something follows the end of the document", "remove it"
+    elif error.code == expat.codes[expat.XML_ERROR_MISPLACED_XML_PI]:
+        reason, advice = "something stands before the XML declaration", "remove it"
+    elif error.code == expat.codes[expat.XML_ERROR_UNDEFINED_ENTITY]:
+        advice = "write the character itself, or download it again"
+    elif error.code == expat.codes[expat.XML_ERROR_INVALID_TOKEN]:
+        if _bytes_at(path, line, column).startswith(b"\0"):
+            reason, advice = "it holds NUL bytes", "it is damaged, fetch it again"
+        with open_bytes(path) as stream:
+            bad = find_not_utf8(stream)
+        # The bytes of another encoding, if the document declares it, are no error.
+        if bad is not None and bad.line == line and not OTHER_ENCODING.match(_bytes_at(path, 1, 0)):
+            return bad.error(path)
+    return BadInput(
+        f"{path} is not well-formed XML at line {line}, column {column + 1} ({reason}): {advice}."
+    )
+
+
+def _bytes_at(path: Path, line: int, column: int) -> bytes:
+    """The rest of a line from a column on, which counts from 0."""
+    with open_bytes(path) as stream:
+        return next(islice(stream, line - 1, None), b"")[column:]
 
 
 def _parse(stream: IO[bytes], *, path: Path) -> Iterator[Citation | Deletion]:

@@ -1,4 +1,4 @@
-"""Files, folders, globs and hub names -> documents. What a file is, its content decides.
+"""Files, folders, globs and hub names -> documents. formats.py decides what a file is.
 
 | content      | one document is                                                                   |
 |--------------|-----------------------------------------------------------------------------------|
@@ -25,34 +25,32 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from bert.corpora.formats import FIELDS, Format, Source, check_source
 from bert.corpora.inputs import Input, list_inputs
-from bert.corpora.pubmed import open_bytes, read_pubmed
-from distributed.errors import BadInput
+from bert.corpora.markup import DOC, DOC_LINE, END_OF_TEXT, END_OF_TEXT_LINE
+from bert.corpora.pubmed import read_pubmed
+from bert.corpora.records import MarkupSample, record_text
+from bert.text_files import open_bytes, unreadable
+from distributed.errors import BadInput, first_line
 
-Source = Literal["wikipedia", "books", "pubmed", "text"]
-Format = Literal["json", "text", "parquet", "xml", "empty"]
-FIELDS: dict[Source, tuple[str, ...]] = {
-    "wikipedia": ("title", "text"),
-    "books": ("text",),
-    "pubmed": ("title", "abstract"),
-    "text": ("text",),
-}
 MAX_TEXT_CHARACTERS = 1_000_000
-XML_STARTS = (b"<?xml", b"<!DOCTYPE", b"<MedlineCitationSet", b"<PubmedArticleSet")
 ROWS_PER_BATCH = 256
+# So many NUL characters in a row are a hole in the file, which holds less than was written.
+HOLE = "\0" * 16
 
 
 @dataclass(frozen=True)
 class Document:
     text: str
     input: str  # the input it came from, as in `Input.name`
+    format: Format
 
 
 def read_documents(source: Source, paths: Iterable[str | os.PathLike[str]]) -> Iterator[Document]:
     """Every document of `paths`: list_inputs() and read_inputs() in one, without the counts."""
-    return read_inputs(source, list_inputs(paths), dropped=Counter())
+    return read_inputs(source, list_inputs(source, paths).read, dropped=Counter())
 
 
 def read_inputs(
@@ -66,125 +64,92 @@ def read_inputs(
     check_source(source)
     xml_paths = []
     for item in inputs:
-        if item.hub is not None:
-            yield from _hub_documents(source, item, dropped=dropped)
-            continue
         path = Path(item.name)
-        kind = detect_format(path)
-        if kind == "empty":
+        if item.format == "empty":
             dropped["empty_files"] += 1
-        elif kind == "json":
-            yield from _json_documents(source, path, dropped=dropped)
-        elif kind == "parquet":
-            rows = _rows("parquet", path)
-            yield from _row_documents(source, rows, name=item.name, dropped=dropped)
-        elif kind == "text":
-            yield from _text_documents(source, path, dropped=dropped)
-        elif source == "pubmed":
+        elif item.format == "xml":
             xml_paths.append(path)
         else:
-            raise BadInput(f"{path} is XML, which --source {source} does not read: use pubmed.")
+            for text in _texts(source, item, dropped=dropped):
+                yield Document(text, item.name, item.format)
     for path, text in read_pubmed(xml_paths, dropped=dropped):
-        yield Document(text, str(path))
+        yield Document(text, str(path), "xml")
 
 
-def check_source(source: str) -> None:
-    if source not in FIELDS:
-        raise BadInput(f"There is no source {source!r}: choose one of {', '.join(FIELDS)}.")
+def _texts(source: Source, item: Input, *, dropped: Counter[str]) -> Iterator[str]:
+    path = Path(item.name)
+    if item.format == "text":
+        return _plain_texts(source, path, dropped=dropped)
+    if item.format == "json":
+        records = _json_records(path)
+    elif item.format == "parquet":
+        records = _numbered(_rows("parquet", path), name=item.name)
+    else:
+        records = _hub_records(item)
+    return _record_texts(source, records, name=item.name, dropped=dropped)
 
 
-def detect_format(path: Path) -> Format:
-    """What a file holds, by its first bytes, compressed or not."""
-    try:
-        with open_bytes(path) as stream:
-            head = stream.read(1024)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from None
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if b"\0" in head:
-        raise BadInput(
-            f"{path} is neither text, JSON lines, PubMed XML nor Parquet (gzip or not): "
-            "convert it to one of them."
-        )
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start:
-        return "empty" if len(head) < 1024 else "text"
-    if start.startswith(b"{"):
-        return "json"
-    if start.startswith(b"[") and start[1:].lstrip().startswith(b"{"):
-        raise BadInput(f"{path} is one JSON array: write JSON lines, one object a line.")
-    return "xml" if start.startswith(XML_STARTS) else "text"
+def _record_texts(
+    source: Source,
+    records: Iterable[tuple[str, dict[str, Any]]],
+    *,
+    name: str,
+    dropped: Counter[str],
+) -> Iterator[str]:
+    main_field = FIELDS[source][-1]
+    sample = MarkupSample(name, main_field)
+    for place, record in records:
+        text = record_text(source, record, place=place)
+        if not text:
+            dropped[f"without_{main_field}"] += 1
+            continue
+        sample.add(record[main_field], place=place)
+        yield text
+    sample.check()
 
 
-def _json_documents(source: Source, path: Path, *, dropped: Counter[str]) -> Iterator[Document]:
+def _json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
+        place = f"{path} line {number}"
         try:
             record = json.loads(line)
         except ValueError as error:
-            reason = str(error).split(":")[0]
-            raise BadInput(f"{path} line {number} is not valid JSON ({reason}): mend it.") from None
-        place = f"{path} line {number}"
+            reason = str(error).split(":")[0].replace("Extra data", "more than one value in it")
+            raise BadInput(f"{place} is not valid JSON ({reason}): mend it.") from None
+        except RecursionError:
+            raise BadInput(f"{place} is not valid JSON (nested too deeply): mend it.") from None
         if not isinstance(record, dict):
             raise BadInput(f"{place} is not a JSON object: write one object a line.")
-        text = _record_text(source, record, place=place, dropped=dropped)
-        if text:
-            yield Document(text, str(path))
+        yield place, record
 
 
-def _hub_documents(source: Source, item: Input, *, dropped: Counter[str]) -> Iterator[Document]:
+def _hub_records(item: Input) -> Iterator[tuple[str, dict[str, Any]]]:
     assert item.hub is not None
     name, config, split, revision = item.hub
+    rows = _rows(name, None, config=config, split=split, revision=revision)
     try:
-        rows = _rows(name, None, config=config, split=split, revision=revision)
-        yield from _row_documents(source, rows, name=item.name, dropped=dropped)
+        yield from _numbered(rows, name=item.name)
     except BadInput:
         raise
     except Exception as error:  # a dozen kinds, of three libraries
         raise BadInput(
             f"The data set {item.name} cannot be read ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}): check its configuration and split."
+            f"{first_line(error)}): check its configuration and split."
         ) from None
 
 
-def _row_documents(
-    source: Source, rows: Iterable[dict[str, Any]], *, name: str, dropped: Counter[str]
-) -> Iterator[Document]:
+def _numbered(rows: Iterable[dict[str, Any]], *, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, row in enumerate(rows, start=1):
-        text = _record_text(source, row, place=f"{name} record {number}", dropped=dropped)
-        if text:
-            yield Document(text, name)
+        yield f"{name} record {number}", row
 
 
-def _record_text(
-    source: Source, record: dict[str, Any], *, place: str, dropped: Counter[str]
-) -> str:
-    """The text of a record, empty if its main field (the last of FIELDS) is null or empty."""
-    parts = []
-    for name in FIELDS[source]:
-        value = record.get(name)
-        is_main = name == FIELDS[source][-1]
-        if is_main and name not in record:
-            raise BadInput(
-                f"{place} has no field {name!r}, which --source {source} reads (it has "
-                f"{', '.join(sorted(record)) or 'none'}): rename the field or change the source."
-            )
-        if value is not None and not isinstance(value, str):
-            raise BadInput(f"{place}: the field {name!r} is not a string: make it one.")
-        if is_main and not (value and value.strip()):
-            dropped[f"without_{name}"] += 1
-            return ""
-        if value:
-            parts.append(value)
-    return "\n".join(parts)
-
-
-def _text_documents(source: Source, path: Path, *, dropped: Counter[str]) -> Iterator[Document]:
+def _plain_texts(source: Source, path: Path, *, dropped: Counter[str]) -> Iterator[str]:
     lines: list[str] = []
     size = 0
-    for line in _lines(path):
+    for number, line in enumerate(_lines(path), start=1):
+        _check_line(line, path=path, number=number)
         is_blank = not line.strip()
         is_end = is_blank and source != "books"
         if not is_blank:
@@ -194,10 +159,23 @@ def _text_documents(source: Source, path: Path, *, dropped: Counter[str]) -> Ite
             is_end = True
             dropped["documents_cut_for_length"] += 1
         if is_end and lines:
-            yield Document("\n".join(lines), str(path))
+            yield "\n".join(lines)
             lines, size = [], 0
     if lines:
-        yield Document("\n".join(lines), str(path))
+        yield "\n".join(lines)
+
+
+def _check_line(line: str, *, path: Path, number: int) -> None:
+    """Raise BadInput at what no plain text has, wherever it is in the file."""
+    if line.startswith("<"):
+        if DOC_LINE.fullmatch(line.rstrip()):
+            raise DOC.error(f"{path} (line {number})")
+        if line.rstrip() == END_OF_TEXT_LINE:
+            raise END_OF_TEXT.error(f"{path} (line {number})")
+    if HOLE in line:
+        raise BadInput(
+            f"{path} line {number} holds NUL bytes, so the file is damaged: fetch it again."
+        )
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -240,7 +218,7 @@ def _rows(
         except (EOFError, OSError, UnicodeDecodeError, ValueError, zlib.error) as error:
             if path is None or isinstance(error, BadInput):
                 raise
-            raise _unreadable(path, error) from None
+            raise unreadable(path, error) from None
 
 
 def _link(path: Path, link: str, *, unpacked: bool) -> None:
@@ -251,10 +229,3 @@ def _link(path: Path, link: str, *, unpacked: bool) -> None:
                 shutil.copyfileobj(stream, file)
         else:
             os.symlink(path.resolve(), link)
-
-
-def _unreadable(path: Path, error: Exception) -> BadInput:
-    if isinstance(error, UnicodeDecodeError):
-        return BadInput(f"{path} is not UTF-8 text ({error.reason}): convert it to UTF-8.")
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return BadInput(f"{path} is damaged or incomplete ({reason}): fetch it again.")

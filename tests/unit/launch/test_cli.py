@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -283,6 +284,61 @@ def test_prepare(sparsebert: Callable[..., Outcome], tmp_path: Path, vocab: Path
     assert missing.code == 2
     assert missing.err.startswith("error: ")
     assert missing.err.count("\n") == 1
+
+
+def test_prepare_says_what_it_read_and_what_not(
+    sparsebert: Callable[..., Outcome], tmp_path: Path, vocab: Path
+) -> None:
+    folder = tmp_path / "pubmed"
+    folder.mkdir()
+    shutil.copy(ROOT / "samples" / "pubmed.xml.gz", folder / "pubmed16n0902.xml.gz")
+    (folder / "pubmed16n0902.xml.gz.md5").write_text(f"MD5(pubmed16n0902.xml.gz)= {'0a' * 16}\n")
+    (folder / "pubmed16n0902_stats.html").write_text("<html><body>604</body></html>\n")
+    (folder / "README.txt").write_text("These files hold the citations of MEDLINE.\n")
+    command = ["prepare", "--source", "pubmed", "--input", folder, "--vocab", vocab, "--output"]
+    outcome = sparsebert(*command, tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    # 604 citations, 526 of them with an abstract (samples/README.md).
+    assert "documents by format: 526 PubMed XML\n" in outcome.out
+    assert "passed over 1 (checksum): pubmed16n0902.xml.gz.md5\n" in outcome.out
+    assert "passed over 1 (HTML): pubmed16n0902_stats.html\n" in outcome.out
+    assert "passed over 1 (README or licence): README.txt\n" in outcome.out
+    report = json.loads(sparsebert(*command, tmp_path / "other", "--json").out)
+    assert report["documents_by_format"] == {"xml": 526}
+    assert report["documents"] + report["validation_documents"] == 526
+    assert report["passed_over"] == [
+        {"name": str(folder / "README.txt"), "reason": "README or licence"},
+        {"name": str(folder / "pubmed16n0902.xml.gz.md5"), "reason": "checksum"},
+        {"name": str(folder / "pubmed16n0902_stats.html"), "reason": "HTML"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "said"),
+    [
+        ("wikipedia", b'<doc id="7" url="x" title="A">\nA\n\nWords.\n</doc>\n', "wikiextractor"),
+        ("text", b"id,text\n1,words\n2,words\n", "comma-separated table (CSV)"),
+        ("pubmed", b"\nPMID- 100\nOWN - NLM\nTI  - A title\n", "MEDLINE text"),
+        ("books", b"One\nand two\nand caf\xe9\n", "line 3 is not UTF-8"),
+        ("text", b'{"text": "a"}\n{"text": {"a": "b"}}\n', "line 2: the field 'text' is an object"),
+    ],
+)
+def test_prepare_refuses_what_is_no_plain_text(
+    sparsebert: Callable[..., Outcome],
+    tmp_path: Path,
+    vocab: Path,
+    source: str,
+    content: bytes,
+    said: str,
+) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(content)
+    options = ["--output", tmp_path / "out", "--vocab", vocab]
+    outcome = sparsebert("prepare", "--source", source, "--input", path, *options)
+    assert (outcome.code, outcome.out) == (2, "")
+    (line,) = outcome.err.splitlines()
+    assert line.startswith(f"error: {path} ") and said in line
+    assert {file.name for file in tmp_path.iterdir()} == {"input", "vocab.txt"}
 
 
 def test_a_process_from_elsewhere(write_config: Write, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bert.corpora.prepare import PrepareReport, prepare
+from bert.corpora.prepare import prepare
+from bert.corpora.report import PrepareReport
 from bert.corpora.shards import Shard, TokenCorpus
 from bert.vocabulary import Vocabulary, load_vocabulary
 

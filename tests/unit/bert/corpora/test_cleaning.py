@@ -14,7 +14,7 @@ def clean(
 ) -> tuple[list[CleanDocument], Counter[str]]:
     dropped: Counter[str] = Counter()
     documents = clean_documents(
-        [Document(text, "input") for text in texts],
+        [Document(text, "input", "text") for text in texts],
         validation_fraction=fraction,
         min_characters=min_characters,
         dropped=dropped,

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bert.corpora import prepare as prepare_module
@@ -13,6 +15,7 @@ from bert.corpora.cleaning import normalise_text
 from bert.corpora.manifest import load_manifest
 from bert.corpora.prepare import prepare
 from bert.corpora.progress import PrepareProgress
+from bert.corpora.report import PrepareReport, describe_report
 from bert.corpora.shards import TokenCorpus, open_corpus
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.errors import BadInput
@@ -67,6 +70,63 @@ def test_unigram_counts_are_of_the_training_split(
     counts = np.load(general.report.validation_output / "unigram_counts.npy")
     assert counts.dtype == np.int64
     assert np.array_equal(counts, np.bincount(tokens, minlength=vocabulary.size))
+
+
+def test_documents_are_counted_by_format(
+    source: Path, tmp_path: Path, small_vocabulary_path: Path
+) -> None:
+    texts = [f"the cat {n} sat on the tree and the dog ran to the mat" for n in range(40)]
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    pq.write_table(pa.table({"text": [text + " again" for text in texts]}), tmp_path / "table")
+    inputs = [source, lines, tmp_path / "table", source]  # 60 texts, 40, 40 and 60 duplicates
+
+    def run_all() -> PrepareReport:
+        return prepare(
+            "text",
+            inputs,
+            tmp_path / "out",
+            small_vocabulary_path,
+            validation_fraction=0.3,
+            min_characters=10,
+        )
+
+    report = run_all()
+    assert report.documents_by_format == {"json": 40, "parquet": 40, "text": 60}
+    assert report.documents + report.validation_documents == 140
+    described = describe_report(report)
+    assert "\ndocuments by format: 40 JSON lines, 40 Parquet, 60 plain text\n" in described
+    again = run_all()
+    assert again.already_done and again.documents_by_format is None
+    assert "by format" not in describe_report(again)
+
+
+def test_files_passed_over_are_reported_and_kept_in_the_manifest(
+    source: Path, tmp_path: Path, small_vocabulary_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.move(source, folder / "a.txt")
+    run(folder, tmp_path / "out", small_vocabulary_path)
+    without = (tmp_path / "out" / "manifest.json").read_bytes()
+    assert b"passed_over" not in without, "the bytes that it had before there was such a field"
+    beside = [*(folder / f"a{number}.md5" for number in range(5)), folder / "README"]
+    for path in beside:
+        path.write_text("0a" * 16)
+    # The same corpus: what is passed over is no input.
+    report = run(folder, tmp_path / "out", small_vocabulary_path)
+    assert isinstance(report, PrepareReport) and report.already_done
+    assert {Path(item.name) for item in report.passed_over} == set(beside)
+    report = run(folder, tmp_path / "other", small_vocabulary_path)
+    assert isinstance(report, PrepareReport)
+    for split in ("other", "other-validation"):
+        assert load_manifest(tmp_path / split).passed_over == report.passed_over
+    described = describe_report(report)
+    assert "\npassed over 5 (checksum): a0.md5, a1.md5, a2.md5, ...\n" in described
+    assert "\npassed over 1 (README or licence): README\n" in described
+    other = json.loads((tmp_path / "other" / "manifest.json").read_bytes())
+    del other["passed_over"]
+    assert other == json.loads(without)
 
 
 def test_manifest_tells_inputs_and_everything_dropped(pubmed: Prepared) -> None:

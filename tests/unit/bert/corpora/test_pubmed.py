@@ -116,10 +116,70 @@ def test_truncated_files_are_refused(tmp_path: Path) -> None:
     whole = (SAMPLES / "pubmed.xml.gz").read_bytes()
     (tmp_path / "cut.xml.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "cut.xml").write_bytes(gzip.decompress(whole)[:100_000])
-    with pytest.raises(BadInput, match=r"cut\.xml\.gz cannot be read"):
+    with pytest.raises(BadInput, match=r"cut\.xml\.gz is damaged or incomplete .Compressed file"):
         read(tmp_path / "cut.xml.gz")
-    with pytest.raises(BadInput, match=r"cut\.xml is not well-formed XML at line \d+"):
+    with pytest.raises(BadInput, match=r"cut\.xml is not well-formed XML at line \d+.*incomplete"):
         read(tmp_path / "cut.xml")
+
+
+WHOLE = (
+    f'<?xml version="1.0"?>\n<PubmedArticleSet>\n{citation(1, text("words"))}\n</PubmedArticleSet>'
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (f"{WHOLE}\n{WHOLE}", r"at line 5, column 1 \(another XML document begins.*separate files"),
+        (f"{WHOLE}{WHOLE}", r"at line 4, column 20 \(another XML document begins"),
+        (f"{WHOLE}\nThe end.", r"at line 5, column 1 \(something follows the end"),
+        (f"\n{WHOLE}", r"at line 2, column 1 \(something stands before the XML declaration"),
+        (WHOLE[:-30], r"at line 3, .*\(it ends before its last element does\): it is incomplete"),
+        (
+            WHOLE.replace("words", "a&nbsp;b"),
+            r"at line 3, .*undefined entity.*the character itself",
+        ),
+        (WHOLE.replace("words", "a\0b"), r"at line 3, .*\(it holds NUL bytes\): it is damaged"),
+        (WHOLE.replace("words", "a & b"), r"at line 3, .*\(not well-formed \(invalid token\)\)"),
+        (WHOLE.replace('"1.0"', '"1.0" encoding="x-no"'), "declares an encoding that is not read"),
+        (WHOLE.replace('"1.0"', '"1.0" encoding="shift_jis"'), "an encoding that is not read"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_reason_is_what_is_in_the_file(
+    tmp_path: Path, content: str, said: str, packed: bool
+) -> None:
+    path = tmp_path / "a.xml"
+    path.write_bytes(gzip.compress(content.encode()) if packed else content.encode())
+    with pytest.raises(BadInput, match=said) as caught:
+        read(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_joined_gzip_files_are_joined_xml(tmp_path: Path) -> None:
+    path = tmp_path / "a.xml.gz"
+    path.write_bytes(gzip.compress(f"{WHOLE}\n".encode()) * 2)
+    with pytest.raises(BadInput, match="another XML document begins here"):
+        read(path)
+    path.write_bytes(gzip.compress(WHOLE.encode()) + b"more")
+    with pytest.raises(BadInput, match="has other bytes after its gzip data"):
+        read(path)
+
+
+def test_another_encoding_is_read_if_declared_and_named_by_line_if_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.xml"
+    for encoding in ("ISO-8859-1", "windows-1252"):
+        declared = WHOLE.replace('"1.0"', f'"1.0" encoding="{encoding}"')
+        path.write_bytes(declared.replace("words", "caf\u00e9").encode(encoding))
+        assert read(path)[0] == ["A title.\ncaf\u00e9"]
+        path.write_bytes(declared.replace("words", "caf\u00e9 & b").encode(encoding))
+        with pytest.raises(BadInput, match=r"not well-formed XML at line 3.*invalid token"):
+            read(path)
+    for declaration in ('"1.0"', '"1.0" encoding="UTF-8"'):
+        content = WHOLE.replace('"1.0"', declaration).replace("words", "caf\u00e9")
+        path.write_bytes(content.encode("windows-1252"))
+        with pytest.raises(BadInput, match=r"a\.xml line 3 is not UTF-8 text .byte 0xE9."):
+            read(path)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bert.corpora import readers
+from bert.corpora.formats import Source, detect_format
 from bert.corpora.inputs import list_inputs
-from bert.corpora.readers import Source, detect_format, read_documents, read_inputs
+from bert.corpora.readers import read_documents, read_inputs
 from distributed.errors import BadInput
 
 SAMPLES = Path(__file__).parents[4] / "samples"
@@ -72,7 +73,7 @@ def test_plain_text_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert texts("books", path) == ["first line\nsecond line\nother\u2028document"]
     monkeypatch.setattr(readers, "MAX_TEXT_CHARACTERS", 15)
     dropped: Counter[str] = Counter()
-    documents = read_inputs("books", list_inputs([path]), dropped=dropped)
+    documents = read_inputs("books", list_inputs("books", [path]).read, dropped=dropped)
     assert [d.text for d in documents] == ["first line\nsecond line", "other\u2028document"]
     assert dropped == {"documents_cut_for_length": 1}
 
@@ -97,7 +98,8 @@ def test_records_without_text_and_empty_files_are_counted(tmp_path: Path) -> Non
     path = json_lines(tmp_path / "a", records)
     (tmp_path / "b").write_text(" \n\n")
     dropped: Counter[str] = Counter()
-    documents = list(read_inputs("pubmed", list_inputs([tmp_path]), dropped=dropped))
+    inputs = list_inputs("pubmed", [tmp_path]).read
+    documents = list(read_inputs("pubmed", inputs, dropped=dropped))
     assert [(d.text, d.input) for d in documents] == [("b", str(path))]
     assert dropped == {"without_abstract": 2, "empty_files": 1}
 
@@ -109,12 +111,12 @@ def test_records_without_text_and_empty_files_are_counted(tmp_path: Path) -> Non
         (b'{"text": "a"}\n{"text": "cut', "line 2 is not valid JSON"),
         (b'{"text": "a"}\n[1]\n', "line 2 is not a JSON object"),
         (b'{"text": "a"}\n{"body": "b"}\n', "line 2 has no field 'text'.*it has body"),
-        (b'{"text": 5}\n', "line 1: the field 'text' is not a string"),
+        (b'{"text": 5}\n', "line 1: the field 'text' is a number, not a string"),
         (b'[\n{"text": "a"}]', "one JSON array"),
-        (b"caf\xe9\n", "not UTF-8"),
-        (b"\x89PNG\0\0", "neither text, JSON lines, PubMed XML nor Parquet"),
+        (b"caf\xe9\n", "line 1 is not UTF-8"),
+        (b"\x01\0\0", "a binary file of an unknown form"),
         (b"PAR1 nothing", "damaged or incomplete"),
-        (b"<?xml version='1.0'?><PubmedArticleSet/>", "is XML, which --source text does not read"),
+        (b"<?xml version='1.0'?><PubmedArticleSet/>", "is PubMed XML, which --source text"),
         (gzip.compress(b'{"text": "a"}\n' * 9999)[:100], "damaged or incomplete"),
     ],
 )
@@ -148,7 +150,7 @@ def test_missing_inputs_and_sources_are_refused(tmp_path: Path) -> None:
 def test_hub_name_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BadInput, match="hub:no/such:en cannot be reached.*check its name and the"):
-        list_inputs(["hub:no/such:en"])
+        list_inputs("text", ["hub:no/such:en"])
 
 
 def test_nothing_is_written_into_the_working_directory(
