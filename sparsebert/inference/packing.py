@@ -35,23 +35,24 @@ _PART = np.dtype(
 
 
 class _Writer:
-    """Appends arrays at aligned offsets."""
+    """Appends arrays at aligned offsets to one buffer, so that nothing is held twice."""
 
     def __init__(self, start: int) -> None:
-        self._pieces: list[tuple[int, Array]] = []
-        self.end = start
+        self._buffer: Array = np.zeros(1 << 20, dtype=np.uint8)
+        self._end = start
 
     def add(self, array: Array) -> int:
-        at = -(-self.end // _ALIGNMENT) * _ALIGNMENT
-        self._pieces.append((at, np.ascontiguousarray(array)))
-        self.end = at + array.nbytes
+        at = -(-self._end // _ALIGNMENT) * _ALIGNMENT
+        self._end = at + array.nbytes
+        if self._end > self._buffer.nbytes:
+            # The system moves pages instead of copying them.
+            self._buffer.resize(self._end + self._end // 4, refcheck=False)
+        self._buffer[at : self._end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         return at
 
     def build(self) -> Array:
-        buffer = np.zeros(-(-self.end // _ALIGNMENT) * _ALIGNMENT, dtype=np.uint8)
-        for at, array in self._pieces:
-            buffer[at : at + array.nbytes] = array.reshape(-1).view(np.uint8)
-        return buffer
+        self._buffer.resize(-(-self._end // _ALIGNMENT) * _ALIGNMENT, refcheck=False)
+        return self._buffer
 
 
 def pack(

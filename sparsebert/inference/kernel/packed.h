@@ -118,6 +118,8 @@ inline int find_fault(const void* packed, uint64_t bytes) {
           const uint32_t* row = at<uint32_t>(packed, p.row_at);
           for (uint32_t r = 0; r < p.rows; r++)
             if (row[r] < cuts[c] || row[r] >= cuts[c + 1]) return 25;
+          for (uint32_t r = 0; r < ROW_SLACK / 4; r++)
+            if (row[p.rows + r] >= m.rows) return 27;
           const uint64_t end = uint64_t(b + 1) * h.block_inputs;
           const uint32_t width =
               static_cast<uint32_t>((end < m.inputs ? end : m.inputs) - uint64_t(b) * h.block_inputs);
