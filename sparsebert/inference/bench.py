@@ -52,7 +52,18 @@ class Figure:
     over_sparse: float | None
     over_sparse_low: float | None
     over_sparse_high: float | None
+    # The same of processor time instead of time, which preemption does not change; one thread only.
+    processor_ms: float | None
+    processor_over_sparse: float | None
     largest_difference: float  # to torch fp32's last_hidden_state
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: on the clock, and of processors."""
+
+    wall: float
+    processor: float
 
 
 @dataclass(frozen=True)
@@ -170,8 +181,8 @@ def _model_builder(folder: str | Path | BertModel) -> tuple[Callable[[], BertMod
 
 def _measure(
     engines: dict[str, Engine], inputs: tuple[Array, Array], rounds: int, limit_seconds: float
-) -> tuple[dict[str, list[float]], list[float], int]:
-    """Seconds a call by engine and kept round, the load of those rounds, rounds left out.
+) -> tuple[dict[str, list["Timing"]], list[float], int]:
+    """Times of a call by engine and kept round, the load of those rounds, rounds left out.
 
     On a machine that never gets quiet the least disturbed rounds are kept, and their load tells.
     """
@@ -181,7 +192,7 @@ def _measure(
         start = time.perf_counter()
         run(*inputs)
         calls[name] = max(1, round(_LEAST_SECONDS / (time.perf_counter() - start)))
-    found: list[tuple[float, dict[str, float]]] = []
+    found: list[tuple[float, dict[str, Timing]]] = []
     end = time.monotonic() + limit_seconds
     while sum(load <= MOST_OTHER_LOAD for load, _ in found) < rounds and time.monotonic() < end:
         busy, own, start_of_round = _busy_seconds(), _own_seconds(), time.perf_counter()
@@ -189,10 +200,14 @@ def _measure(
         for name, run in engines.items():
             time.sleep(_PAUSE_SECONDS)
             run(*inputs)
-            start = time.perf_counter()
+            start, start_processor = time.perf_counter(), time.process_time()
             for _ in range(calls[name]):
                 run(*inputs)
-            times[name] = (time.perf_counter() - start) / calls[name]
+            spent, spent_processor = (
+                time.perf_counter() - start,
+                time.process_time() - start_processor,
+            )
+            times[name] = Timing(spent / calls[name], spent_processor / calls[name])
         wall = time.perf_counter() - start_of_round
         others = (_busy_seconds() - busy) - (_own_seconds() - own)
         found.append((max(0.0, others / wall), times))
@@ -219,22 +234,32 @@ def _own_seconds() -> float:
 
 
 def _sum_up(
-    engine: str, shape: tuple[int, int, int], times: dict[str, list[float]], difference: float
+    engine: str, shape: tuple[int, int, int], times: dict[str, list[Timing]], difference: float
 ) -> Figure:
-    own = times[engine]
-    ratios = [a / b for a, b in zip(own, times["sparse"], strict=True)] if "sparse" in times else []
-    low, middle, high = np.percentile(ratios, [10, 50, 90]) if ratios else (None, None, None)
+    own, sparse = times[engine], times.get("sparse")
+    wall = [t.wall for t in own]
+    low = middle = high = processor_ratio = None
+    if sparse is not None:
+        ratios = [a.wall / b.wall for a, b in zip(own, sparse, strict=True)]
+        low, middle, high = (float(q) for q in np.percentile(ratios, [10, 50, 90]))
+    # Idle workers of other engines spin, so processor time means little on more threads.
+    processor = 1e3 * statistics.median(t.processor for t in own) if shape[2] == 1 else None
+    if sparse is not None and shape[2] == 1:
+        pairs = zip(own, sparse, strict=True)
+        processor_ratio = statistics.median(a.processor / b.processor for a, b in pairs)
     return Figure(
         engine=engine,
         batch=shape[0],
         length=shape[1],
         threads=shape[2],
         rounds=len(own),
-        median_ms=1e3 * statistics.median(own),
-        fastest_ms=1e3 * min(own),
-        over_sparse=None if middle is None else float(middle),
-        over_sparse_low=None if low is None else float(low),
-        over_sparse_high=None if high is None else float(high),
+        median_ms=1e3 * statistics.median(wall),
+        fastest_ms=1e3 * min(wall),
+        over_sparse=middle,
+        over_sparse_low=low,
+        over_sparse_high=high,
+        processor_ms=processor,
+        processor_over_sparse=processor_ratio,
         largest_difference=difference,
     )
 
@@ -277,16 +302,21 @@ def render(report: Report) -> str:
         f"more than {MOST_OTHER_LOAD} were left out",
         "",
         f"{'engine':<18}{'batch':>6}{'seq':>5}{'threads':>8}{'median ms':>11}{'fastest':>9}"
-        f"{'x sparse':>10}{'10-90 %':>14}{'difference':>12}{'rounds':>8}",
+        f"{'x sparse':>10}{'10-90 %':>14}{'CPU ms':>9}{'x sparse':>10}{'difference':>12}{'rounds':>8}",
     ]
     for f in report.figures:
-        ratio = spread = "-"
+        ratio = spread = processor = processor_ratio = "-"
+        if f.processor_ms is not None:
+            processor = f"{f.processor_ms:.2f}"
+        if f.processor_over_sparse is not None:
+            processor_ratio = f"{f.processor_over_sparse:.2f}"
         if f.over_sparse is not None:
             ratio = f"{f.over_sparse:.2f}"
             spread = f"{f.over_sparse_low:.2f}-{f.over_sparse_high:.2f}"
         lines.append(
             f"{f.engine:<18}{f.batch:>6}{f.length:>5}{f.threads:>8}{f.median_ms:>11.2f}"
-            f"{f.fastest_ms:>9.2f}{ratio:>10}{spread:>14}{f.largest_difference:>12.1e}{f.rounds:>8}"
+            f"{f.fastest_ms:>9.2f}{ratio:>10}{spread:>14}"
+            f"{processor:>9}{processor_ratio:>10}{f.largest_difference:>12.1e}{f.rounds:>8}"
         )
     return "\n".join(lines)
 
@@ -313,7 +343,9 @@ def parse_numbers(text: str, option: str) -> list[int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m sparsebert.inference.bench", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m sparsebert.inference.bench", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, help="a Hugging Face BERT folder, sparse or dense")
     parser.add_argument("--engines", default="sparse,torch", help=f"of {', '.join(BUILDERS)}")

@@ -153,7 +153,9 @@ def open_cache() -> Path:
             folder.mkdir(mode=0o700)
         status = folder.lstat()
     except OSError as error:
-        raise BadInput(f"the kernel's cache {folder} cannot be made ({error.strerror}): {hint}") from None
+        raise BadInput(
+            f"the kernel's cache {folder} cannot be made ({error.strerror}): {hint}"
+        ) from None
     if stat.S_ISLNK(status.st_mode) or not stat.S_ISDIR(status.st_mode):
         raise BadInput(f"the kernel's cache {folder} is a link or no folder: {hint}")
     if status.st_uid != os.geteuid():
@@ -197,7 +199,9 @@ def _is_ours(file: Path) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Prebuild the libraries; 2 if that cannot be done."""
-    parser = argparse.ArgumentParser(prog="python -m sparsebert.inference.build", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m sparsebert.inference.build", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--output", type=Path, required=True, help="folder to write into")
     parser.add_argument(

@@ -95,7 +95,9 @@ def _read_tensors(
                     if matrix is not None:
                         mask = masks.get(matrix)
                         if mask is not None and mask.shape != tensor.shape:
-                            raise BadInput(f"{_KEEP_MASK_FILE} does not fit {name}: export it again")
+                            raise BadInput(
+                                f"{_KEEP_MASK_FILE} does not fit {name}: export it again"
+                            )
                         counts[0] += int((tensor if mask is None else mask).count_nonzero())
                         counts[1] += tensor.numel()
                     yield name, tensor

@@ -26,7 +26,9 @@ def _encode(x: torch.Tensor, mask: torch.Tensor | None, packed: torch.Tensor) ->
     return kernel.encode(x.contiguous(), scores_mask, packed, torch.get_num_threads())
 
 
-def _encode_elsewhere(x: torch.Tensor, mask: torch.Tensor | None, packed: torch.Tensor) -> torch.Tensor:
+def _encode_elsewhere(
+    x: torch.Tensor, mask: torch.Tensor | None, packed: torch.Tensor
+) -> torch.Tensor:
     where = x.device if x.device.type != "cpu" else packed.device
     raise BadInput(
         f"the sparse encoder runs on CPUs, but it was given tensors on {where}: move the model and "

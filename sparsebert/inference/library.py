@@ -116,7 +116,9 @@ def _open(file: Path, level: str) -> Kernel:
     try:
         kernel = Kernel(file, level)
     except (OSError, AttributeError) as error:
-        raise _SelfTestFailed(f"the kernel {file} cannot be loaded ({error}): build it again") from None
+        raise _SelfTestFailed(
+            f"the kernel {file} cannot be loaded ({error}): build it again"
+        ) from None
     problem = _test(kernel)
     if problem:
         raise _SelfTestFailed(
@@ -150,7 +152,9 @@ def _test(kernel: Kernel) -> str | None:
     found = kernel.encode(x, mask.expand(3, 2, 37, 37), packed, threads=2)
     wanted = x.double()
     for layer in range(dimensions.layers):
-        wanted = _reference(wanted, mask.double(), {n: state[layer, n].double() for n in LAYER_NAMES}, dimensions)
+        wanted = _reference(
+            wanted, mask.double(), {n: state[layer, n].double() for n in LAYER_NAMES}, dimensions
+        )
     error = (found.double() - wanted).abs().max().item()
     return None if error < 1e-4 else f"an error of {error:.1e}"
 
@@ -208,7 +212,9 @@ def verify(kernel: Kernel, packed: torch.Tensor) -> tuple[int, int]:
         return _verified[key]
     fault = kernel.find_fault(packed)
     if fault:
-        raise BadInput(f"the packed weights are damaged (rule {fault}): make the model sparse again")
+        raise BadInput(
+            f"the packed weights are damaged (rule {fault}): make the model sparse again"
+        )
     if len(_verified) >= 256:
         _verified.clear()
     hidden, _, heads, _ = struct.unpack_from("<IIII", header, 24)

@@ -76,7 +76,9 @@ class _LastHiddenState(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.model(input_ids, attention_mask=attention_mask).last_hidden_state
+        output: torch.Tensor = self.model(
+            input_ids, attention_mask=attention_mask
+        ).last_hidden_state
         return output
 
 

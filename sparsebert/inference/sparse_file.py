@@ -36,7 +36,9 @@ from sparsebert.inference.packing import PackedReader, pack
 SPARSE_FILE = "sparse.safetensors"
 CONFIG_FILE = "config.json"
 _FORMAT = {"format": "sparsebert_sparse", "format_version": "1"}
-_MATRIX = re.compile(r"(?:.*\.)?(encoder\.layer\.\d+\.(?:" + "|".join(map(re.escape, MATRIX_NAMES)) + "))")
+_MATRIX = re.compile(
+    r"(?:.*\.)?(encoder\.layer\.\d+\.(?:" + "|".join(map(re.escape, MATRIX_NAMES)) + "))"
+)
 _CLASSES = (
     "BertModel",
     "BertForMaskedLM",
@@ -205,13 +207,17 @@ class SparseFile:
             shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
             self.shapes = {name: tuple(int(n) for n in shape) for name, shape in shapes.items()}
             self.model_class = metadata["model_class"]
-            is_whole = metadata["digest"] == _digest(self._hashes) and self._hashes.keys() == self._names
+            is_whole = (
+                metadata["digest"] == _digest(self._hashes) and self._hashes.keys() == self._names
+            )
         except (KeyError, ValueError, TypeError, AttributeError):
             is_whole = False
         if not is_whole:
             raise BadInput(f"{file} is damaged in its header: copy it again")
         if self.model_class not in _CLASSES:
-            raise BadInput(f"{file} holds a {self.model_class}, which is no BERT class: export it again")
+            raise BadInput(
+                f"{file} holds a {self.model_class}, which is no BERT class: export it again"
+            )
 
     def plain_names(self) -> list[str]:
         """Names of the tensors that are stored as they are."""
@@ -267,7 +273,9 @@ def load_sparse(
         config = transformers.BertConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise BadInput(f"{folder / CONFIG_FILE} is missing or damaged ({reason}): copy it again") from None
+        raise BadInput(
+            f"{folder / CONFIG_FILE} is missing or damaged ({reason}): copy it again"
+        ) from None
     if not dense:
         try:
             load_kernel()
@@ -318,7 +326,9 @@ def _pack_from(
                 vectors[full] = state.pop(full, torch.empty(0))
                 found = tuple(vectors[full].shape)
             if found != shape:
-                raise BadInput(f"the sparse file does not fit config.json at {full}: copy both again")
+                raise BadInput(
+                    f"the sparse file does not fit config.json at {full}: copy both again"
+                )
 
     def tensor(layer: int, name: str) -> torch.Tensor:
         full = f"{prefix}encoder.layer.{layer}.{name}"

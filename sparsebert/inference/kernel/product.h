@@ -43,6 +43,7 @@ static __attribute__((noinline)) void multiply_part(const void* packed, const Pa
       } else {
         for (int t = 0; t < TV; t++) sum[t] = load(out + t * VL);
       }
+#pragma GCC unroll 4
       for (uint32_t i = 0; i < count; i++) {
         const float* from = reinterpret_cast<const float*>(base + uint32_t(index[i]) * (T / 8));
         const float weight = value[i];

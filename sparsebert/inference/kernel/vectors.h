@@ -31,7 +31,7 @@ constexpr int MAX_LANES = 32;
 
 typedef float Vec __attribute__((vector_size(VL * 4), may_alias));
 typedef float UnalignedVec __attribute__((vector_size(VL * 4), aligned(4), may_alias));
-typedef int32_t IntVec __attribute__((vector_size(VL * 4), may_alias));
+typedef uint32_t IntVec __attribute__((vector_size(VL * 4), may_alias));
 
 SPARSEBERT_INLINE Vec splat(float x) { return x - Vec{}; }
 SPARSEBERT_INLINE Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
@@ -60,7 +60,7 @@ SPARSEBERT_INLINE Vec exp_negative(Vec x) {
   q = q * r + 1.6666518e-1f;
   q = q * r + 0.5f;
   const Vec e = q * r * r + r + 1.f;
-  const IntVec exponent = (reinterpret_cast<IntVec>(shifted) << 23) + (127 << 23);
+  const IntVec exponent = (reinterpret_cast<IntVec>(shifted) << 23) + (127u << 23);
   const Vec result = e * reinterpret_cast<Vec>(exponent);
   return x < lowest ? Vec{} : result;
 }

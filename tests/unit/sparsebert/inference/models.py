@@ -37,7 +37,9 @@ def double(model: Any) -> Any:
 
 
 def tokens(batch: int, length: int, seed: int = 1, vocabulary: int = 90) -> torch.Tensor:
-    return torch.randint(0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def padding(batch: int, length: int) -> torch.Tensor:

@@ -34,7 +34,9 @@ def dense(bert: Any, x: torch.Tensor, mask: Mask) -> torch.Tensor:
     return output
 
 
-def check(kernel: Kernel, bert: BertModel, x: torch.Tensor, mask: Mask = None, threads: int = 1) -> None:
+def check(
+    kernel: Kernel, bert: BertModel, x: torch.Tensor, mask: Mask = None, threads: int = 1
+) -> None:
     heads = bert.config.num_attention_heads
     added = None if mask is None else prepare_mask(mask, x.shape[0], x.shape[1], heads)
     found = kernel.encode(x, added, pack_bert(bert), threads)
@@ -74,12 +76,23 @@ def test_the_threads_change_no_bit(kernel: Kernel, threads: int) -> None:
 
 @pytest.mark.parametrize(
     ("hidden", "inner", "heads"),
-    [(1, 1, 1), (7, 13, 7), (30, 50, 3), (65, 129, 5), (96, 384, 2), (200, 777, 8), (768, 3072, 12)],
+    [
+        (1, 1, 1),
+        (7, 13, 7),
+        (30, 50, 3),
+        (65, 129, 5),
+        (96, 384, 2),
+        (200, 777, 8),
+        (768, 3072, 12),
+    ],
 )
 def test_odd_sizes(kernel: Kernel, hidden: int, inner: int, heads: int) -> None:
     layers = 1 if hidden > 500 else 3
     bert = build(
-        hidden_size=hidden, intermediate_size=inner, num_attention_heads=heads, num_hidden_layers=layers
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_attention_heads=heads,
+        num_hidden_layers=layers,
     )
     check(kernel, bert, draw(2, 21, hidden))
 
@@ -120,7 +133,9 @@ MASKS: dict[str, Callable[[], torch.Tensor]] = {
     "bool, by query": lambda: torch.ones(3, 1, LENGTH, LENGTH, dtype=torch.bool).tril(),
     "bool, by head": lambda: torch.rand(3, 4, LENGTH, LENGTH).gt(0.3) | torch.eye(LENGTH).bool(),
     "lowest float": lambda: (~KEPT)[:, None, None].float() * torch.finfo(torch.float32).min,
-    "minus infinity": lambda: torch.zeros(3, 1, 1, LENGTH).masked_fill(~KEPT[:, None, None], -torch.inf),
+    "minus infinity": lambda: torch.zeros(3, 1, 1, LENGTH).masked_fill(
+        ~KEPT[:, None, None], -torch.inf
+    ),
     "biases by query": lambda: draw(3, 1, LENGTH, LENGTH),
     "one bias for all": lambda: draw(1, 1, LENGTH, LENGTH),
     "transposed": lambda: draw(3, 1, LENGTH, LENGTH).transpose(2, 3),
@@ -168,7 +183,9 @@ def test_fully_masked_rows_are_as_torch_gives_them(kernel: Kernel, form: str) ->
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("density", [0.1, 1.0])
-def test_what_is_not_finite_spreads_as_in_torch(kernel: Kernel, value: float, density: float) -> None:
+def test_what_is_not_finite_spreads_as_in_torch(
+    kernel: Kernel, value: float, density: float
+) -> None:
     bert = build(density=density, attn_implementation="eager", num_hidden_layers=1)
     x = draw(3, 20, 48)
     x[1, 4, 7] = value
@@ -183,7 +200,9 @@ def test_large_scores_do_not_overflow(kernel: Kernel) -> None:
     check(kernel, bert, 40 * draw(2, 30, 48))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_any_shape_and_mask(kernel: Kernel, data: st.DataObject) -> None:
     heads = data.draw(st.integers(1, 5), label="heads")
@@ -202,7 +221,13 @@ def test_any_shape_and_mask(kernel: Kernel, data: st.DataObject) -> None:
         queries = data.draw(st.sampled_from([1, length]))
         mask = torch.rand(batch, 1, queries, length) < 0.7
         mask[..., 0] = True
-    check(kernel, bert, draw(batch, length, hidden), mask, data.draw(st.integers(1, 4), label="threads"))
+    check(
+        kernel,
+        bert,
+        draw(batch, length, hidden),
+        mask,
+        data.draw(st.integers(1, 4), label="threads"),
+    )
 
 
 # Calls
