@@ -73,10 +73,11 @@ static void gemm(const float* a, int64_t ar, int64_t ak, const float* b, float* 
   if (i < lanes) gemm_columns<1>(a, ar, ak, b + i, c + i, lanes, rows, depth, add);
 }
 
-// scores -> exp(scale * scores + mask - largest), and 1 / their sum, a lane. A lane whose keys are
-// all masked by -infinity gets 0, as torch's scaled_dot_product_attention gives it.
+// scores -> 2^(log2(e) * (scale * scores + mask) - largest), and 1 / their sum, a lane. A lane whose
+// keys are all masked by -infinity gets 0, as torch's scaled_dot_product_attention gives it.
 static void softmax(float* scores, int64_t keys, int lanes, float scale, const float* mask,
                     bool mask_has_lanes, float* inverse) {
+  constexpr float LOG2_E = 1.44269504f;
   const Vec nothing = splat(-__builtin_inff());
   for (int i = 0; i < lanes; i += VL) {
     float* column = scores + i;
@@ -93,15 +94,15 @@ static void softmax(float* scores, int64_t keys, int lanes, float scale, const f
       }
     }
     // -infinity minus -infinity would be NaN.
-    most = most == nothing ? Vec{} : most;
-    const float factor = mask == nullptr ? scale : 1.f;
+    const Vec base = (most == nothing ? Vec{} : most) * LOG2_E;
+    const float factor = mask == nullptr ? scale * LOG2_E : LOG2_E;
     Vec sum = Vec{};
     for (int64_t j = 0; j < keys; j++) {
-      const Vec e = exp_negative(load(column + j * lanes) * factor - most);
+      const Vec e = exp2_negative(load(column + j * lanes) * factor - base);
       sum += e;
       store(column + j * lanes, e);
     }
-    store(inverse + i, sum == 0.f ? Vec{} : 1.f / sum);
+    store(inverse + i, most == nothing ? Vec{} : 1.f / sum);
   }
 }
 

@@ -6,6 +6,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define SPARSEBERT_VL 16
@@ -39,30 +42,50 @@ SPARSEBERT_INLINE void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; 
 SPARSEBERT_INLINE Vec load_unaligned(const float* p) {
   return *reinterpret_cast<const UnalignedVec*>(p);
 }
-// Both give b where a is NaN.
-SPARSEBERT_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+// Both give b where one of them is NaN. GCC makes two instructions of the comparison, because an
+// instruction for the larger of two does not fit it in every case of -0.0; x86's does exactly this.
+SPARSEBERT_INLINE Vec larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__x86_64__)
+  return (Vec)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+SPARSEBERT_INLINE Vec smaller(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__x86_64__)
+  return (Vec)_mm_min_ps((__m128)a, (__m128)b);
+#else
+  return a < b ? a : b;
+#endif
+}
 
-// exp(x) for x <= 0, relative error 2e-7; 0 below -87.3, where floats lose precision. NaN stays NaN.
+// 2^x for x <= 0, relative error 2e-7; below -126, where floats lose precision, it stays 1e-38. NaN
+// stays NaN.
 //
-// exp(x) = 2^n exp(r), r = x - n ln 2. The polynomial is (exp(r) - 1 - r) / r^2 on |r| <= ln(2)/2,
-// fitted for the least largest error by benchmarks/kernel_constants.py.
-SPARSEBERT_INLINE Vec exp_negative(Vec x) {
-  const Vec lowest = splat(-87.3f);
-  const Vec clamped = x < lowest ? lowest : x;  // NaN passes: the comparison is false
-  // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
-  const Vec magic = splat(12582912.f);
-  const Vec shifted = clamped * 1.44269504f + magic;
-  const Vec n = shifted - magic;
-  const Vec r = (clamped - n * 0.693145751953125f) - n * 1.42860677e-6f;
-  Vec q = splat(1.3950478e-3f);
-  q = q * r + 8.368882e-3f;
-  q = q * r + 4.1666206e-2f;
-  q = q * r + 1.6666518e-1f;
-  q = q * r + 0.5f;
-  const Vec e = q * r * r + r + 1.f;
-  const IntVec exponent = (reinterpret_cast<IntVec>(shifted) << 23) + (127u << 23);
-  const Vec result = e * reinterpret_cast<Vec>(exponent);
-  return x < lowest ? Vec{} : result;
+// 2^x = 2^n 2^f with n the nearest integer; the polynomial is 2^f on |f| <= 1/2, fitted for the least
+// largest relative error by benchmarks/kernel_constants.py.
+SPARSEBERT_INLINE Vec exp2_negative(Vec x) {
+  x = larger(splat(-126.f), x);
+  // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits; with 127 more it is
+  // the exponent's field.
+  const Vec magic = splat(12582912.f + 127.f);
+  const Vec shifted = x + magic;
+  const Vec f = x - (shifted - magic);
+  Vec p = splat(0.00132764666f);
+  p = p * f + 0.00967554189f;
+  p = p * f + 0.0555071346f;
+  p = p * f + 0.240221202f;
+  p = p * f + 0.693146944f;
+  p = p * f + 1.00000012f;
+  return p * reinterpret_cast<Vec>(reinterpret_cast<IntVec>(shifted) << 23);
 }
 
 // x * Phi(x), the exact GELU; the error of erf is 2e-7.
@@ -72,8 +95,7 @@ SPARSEBERT_INLINE Vec exp_negative(Vec x) {
 // precision (benchmarks/kernel_constants.py).
 SPARSEBERT_INLINE Vec gelu(Vec x) {
   Vec z = x * 0.70710678f;
-  z = z < -3.92f ? splat(-3.92f) : z;
-  z = z > 3.92f ? splat(3.92f) : z;
+  z = smaller(splat(3.92f), larger(splat(-3.92f), z));  // NaN passes
   const Vec u = z * z * (2.f / (3.92f * 3.92f)) - 1.f;
   Vec g = splat(-0.00077914662f);
   g = g * u + 0.00204871851f;

@@ -32,7 +32,7 @@ SHAPES = [
 def compile_driver(folder: Path, flags: list[str], compiler: str = "c++") -> Path:
     c_compiler = {"c++": "cc", ARM_COMPILER: ARM_COMPILER.replace("g++", "gcc")}[compiler]
     built = folder / "driver"
-    common = ["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", *flags]
+    common = ["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-maybe-uninitialized", *flags]
     commands = [
         [c_compiler, "-std=c11", "-D_POSIX_C_SOURCE=200809L", *common, "-c", DRIVER, "-o", folder / "d.o"],
         [compiler, "-std=c++17", *common, SOURCE_FOLDER / "encoder.cpp", folder / "d.o", "-o", built]
