@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from launch import RAY_THREAD
-from launch.model_commands import AsJson, export, inspect, print_json, prune
+from launch.model_commands import AsJson, bench, export, inspect, print_json, prune
 from launch.packages import find_foreign_package
 from launch.submitting import submit
 from launch.tensorboard import tensorboard
@@ -264,7 +264,7 @@ def compare(
     typer.echo((study.folder / "table.md").read_text(encoding="utf-8"))
 
 
-for command in (inspect, export, prune, submit, tensorboard):
+for command in (inspect, export, prune, bench, submit, tensorboard):
     app.command()(command)
 
 

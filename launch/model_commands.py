@@ -1,4 +1,4 @@
-"""The commands about models on disk: `sparsebert inspect`, `export` and `prune`."""
+"""The commands about models on disk: `sparsebert inspect`, `export`, `prune` and `bench`."""
 
 import dataclasses
 import json
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+
+from distributed.errors import BadInput
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
 
@@ -96,6 +98,12 @@ def export(
     vocab: Annotated[
         Path | None, typer.Option(help="The vocabulary, if model.vocab has moved since training.")
     ] = None,
+    form: Annotated[
+        Literal["dense", "sparse"],
+        typer.Option(
+            "--format", help="sparse stores the weights that the masks keep, for load_sparse."
+        ),
+    ] = "dense",
     as_json: AsJson = False,
 ) -> None:
     """Write a run's newest good checkpoint, or a given one, as a Hugging Face folder.
@@ -103,11 +111,16 @@ def export(
     OUT_DIR loads with AutoModelForMaskedLM and needs no code of ours. It holds the configuration,
     the tokenizer, fp32 weights, keep_mask.safetensors with the masks, and a model card with the
     sparsity report. Reads the model section that the checkpoint was trained with.
+    With --format sparse, RUN_OR_CHECKPOINT may also be a Hugging Face folder, and OUT_DIR opens with
+    sparsebert.load_sparse alone: see docs/formats.md.
 
     \b
-    Example:
+    Examples:
       sparsebert export runs/demo-pubmed exports/sparse-bio-bert
+      sparsebert export runs/demo-pubmed exports/serving --format sparse
     """  # noqa: D301 (\b keeps the lines below it apart)
+    if form == "sparse":
+        return _export_sparse(path, output, vocab=vocab, as_json=as_json)
     from launch.exporting import export_checkpoint
 
     report = export_checkpoint(path, output, vocab=vocab)
@@ -123,6 +136,79 @@ def export(
     typer.echo(
         f"{report.output} {verb} {report.checkpoint}: {report.parameters:,} weights, {sparsity}"
     )
+
+
+def _export_sparse(path: Path, output: Path, *, vocab: Path | None, as_json: bool) -> None:
+    """A run or checkpoint goes through its Hugging Face folder, which is removed again."""
+    import tempfile
+
+    from bert.model_files import is_folder
+    from launch.exporting import export_checkpoint
+    from sparsebert.inference import errors
+    from sparsebert.inference.convert_folder import convert_folder
+
+    try:
+        if is_folder(path):
+            density = convert_folder(path, output)
+        else:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as temporary:
+                export_checkpoint(path, Path(temporary) / "dense", vocab=vocab)
+                density = convert_folder(Path(temporary) / "dense", output)
+    except errors.BadInput as error:
+        raise BadInput(str(error)) from None
+    size = sum(file.stat().st_size for file in output.iterdir())
+    if as_json:
+        return print_json({"output": output, "density": density, "bytes": size})
+    typer.echo(
+        f"{output} written from {path}: {density:.4%} of the encoder's weights are stored, "
+        f"{size / 1e6:,.1f} MB; open it with sparsebert.load_sparse"
+    )
+
+
+def bench(
+    folder: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A BERT folder.")],
+    engines: Annotated[
+        str,
+        typer.Option(
+            help="With commas, of sparse, torch, torch-bf16, onnxruntime, onnxruntime-int8, "
+            "openvino, openvino-int8."
+        ),
+    ] = "sparse,torch",
+    batch: Annotated[str, typer.Option(help="Sequences a call, with commas.")] = "1,8",
+    seq: Annotated[str, typer.Option(help="Tokens a sequence, with commas.")] = "16,128",
+    threads: Annotated[int, typer.Option(min=1, help="Of every engine.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="To keep for each shape.")] = 15,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast a model runs on this machine's CPU: sparse, and by other engines.
+
+    Engines take turns; the table has medians, the ratio to sparse with its spread, the largest
+    difference to torch, the processor and versions. Rounds during which other processes took more
+    than 0.15 core are left out. Engines besides torch: pip install 'sparsebert[bench]'.
+
+    \b
+    Example:
+      sparsebert bench exports/serving --engines sparse,torch,onnxruntime --batch 1 --seq 128
+    """  # noqa: D301 (\b keeps the lines below it apart)
+    from sparsebert.inference import bench as benchmark
+    from sparsebert.inference import errors
+
+    try:
+        report = benchmark.run_bench(
+            folder,
+            engines=engines.split(","),
+            batches=benchmark.parse_numbers(batch, "--batch"),
+            lengths=benchmark.parse_numbers(seq, "--seq"),
+            threads=threads,
+            rounds=rounds,
+            tell=lambda line: typer.echo(line, err=True),
+        )
+    except errors.BadInput as error:
+        raise BadInput(str(error)) from None
+    if as_json:
+        return print_json(benchmark.as_json(report))
+    typer.echo(benchmark.render(report))
 
 
 def prune(

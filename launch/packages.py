@@ -7,7 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # A module that only ours has, to tell a package from one that was installed over it.
-_PACKAGES = {"distributed": "partition", "sparsity": "threshold", "bert": "pretraining"}
+_PACKAGES = {
+    "distributed": "partition",
+    "sparsity": "threshold",
+    "bert": "pretraining",
+    "sparsebert": "inference/convert",
+}
 
 
 def find_foreign_package() -> str | None:

@@ -22,7 +22,7 @@ from launch.run_folder import run_folder_of
 from launch.stopping import STOPPED_EXIT_CODE
 
 _PROJECT = Path(__file__).resolve().parent.parent
-_PACKAGES = ("distributed", "sparsity", "bert", "launch")
+_PACKAGES = ("distributed", "sparsity", "bert", "launch", "sparsebert")
 # How long Ray waits for a job to stop before it kills it: a step and a checkpoint. Its own 3
 # seconds are too few for either.
 _STOP_SECONDS = 600

@@ -1,4 +1,7 @@
-"""The import rule: launch -> bert -> sparsity -> distributed; who imports Ray and DeepSpeed."""
+"""The import rule: launch -> bert -> sparsity -> distributed; who imports Ray and DeepSpeed.
+
+sparsebert.inference stands beside them: only launch uses it, and it uses none of them.
+"""
 
 import ast
 import os
@@ -13,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 # Each package may import itself and those after it.
 ORDER = ("launch", "bert", "sparsity", "distributed")
 FILES = sorted(file for package in ORDER for file in (ROOT / package).rglob("*.py"))
+SERVING_FILES = sorted((ROOT / "sparsebert" / "inference").rglob("*.py"))
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
@@ -41,6 +45,8 @@ def find_violations(source: str, path: str) -> list[str]:
         top = module.split(".")[0]
         if top in forbidden:
             violations.append(f"{path}:{line} imports {module}, against the order of packages")
+        if top == "sparsebert" and package != "launch":
+            violations.append(f"{path}:{line} imports {module} outside launch/")
         if module.startswith("."):
             violations.append(f"{path}:{line} has a relative import")
         if top == "ray" and package != "launch":
@@ -63,6 +69,12 @@ def test_imports_point_one_way(file: Path) -> None:
     assert find_violations(file.read_text(), file.relative_to(ROOT).as_posix()) == []
 
 
+@pytest.mark.parametrize("file", SERVING_FILES, ids=lambda file: file.name)
+def test_serving_imports_nothing_of_ours(file: Path) -> None:
+    tops = {module.split(".")[0] for module, _ in imports(ast.parse(file.read_text()))}
+    assert not tops & {*ORDER, "deepspeed", "ray", "datasets", "pydantic", "typer", "rich", ""}
+
+
 @pytest.mark.parametrize(
     ("path", "source"),
     [
@@ -70,6 +82,7 @@ def test_imports_point_one_way(file: Path) -> None:
         ("sparsity/a.py", "from bert import model"),
         ("bert/a.py", "def f():\n    from launch.driver import pretrain"),
         ("bert/a.py", "from . import model"),
+        ("bert/a.py", "def f():\n    import sparsebert.inference.convert"),
         ("bert/a.py", "def f():\n    import ray"),
         ("launch/a.py", "import ray.train"),
         ("launch/a.py", "try:\n    import ray\nexcept ImportError:\n    pass"),
@@ -117,3 +130,37 @@ def test_deepspeed_brings_no_compiler() -> None:
         [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.stdout == "False False\n", done.stdout + done.stderr
+
+
+def test_serving_runs_where_nothing_else_is_installed() -> None:
+    """The whole way of a server, with every other package of ours and of training blocked."""
+    program = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {BLOCKED}:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+sys.meta_path.insert(0, Blocked())
+import torch
+from transformers import BertConfig, BertModel
+import sparsebert
+from sparsebert import to_sparse
+config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+model = to_sparse(BertModel(config), force=True)
+assert model(torch.tensor([[1, 2, 3]])).last_hidden_state.shape == (1, 3, 8)
+import sparsebert.inference.bench, sparsebert.inference.build
+try:
+    sparsebert.attach
+except ImportError as error:
+    assert "install the whole project" in str(error), error
+else:
+    raise AssertionError("attach was found")
+"""
+    blocked = {*ORDER, "deepspeed", "ray", "datasets", "pydantic", "typer", "rich", "pyarrow"}
+    done = subprocess.run(
+        [sys.executable, "-c", program.replace("{BLOCKED}", repr(blocked))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

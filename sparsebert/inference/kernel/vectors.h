@@ -1,0 +1,120 @@
+// Vectors of floats, and exp and GELU on them.
+//
+// Tokens are the vector axis everywhere: a vector holds VL neighbouring tokens of one feature, so
+// nothing here ever works across a vector. The compiler's generic vector types are used; the flags
+// that the library is built with decide the instructions.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define SPARSEBERT_VL 16
+#elif defined(__AVX2__)
+#define SPARSEBERT_VL 8
+#else
+#define SPARSEBERT_VL 4
+#endif
+
+#define SPARSEBERT_INLINE static inline __attribute__((always_inline))
+
+namespace sparsebert {
+
+constexpr int VL = SPARSEBERT_VL;
+// A tile is a group of tokens that is computed together. Its width is a multiple of LANE_STEP.
+constexpr int LANE_STEP = 16;
+// The widest tile is what the registers hold: SSE2 has 16 of 4 floats.
+#if defined(__AVX2__) || defined(__aarch64__)
+constexpr int MAX_LANES = 64;
+#else
+constexpr int MAX_LANES = 32;
+#endif
+
+typedef float Vec __attribute__((vector_size(VL * 4), may_alias));
+typedef float UnalignedVec __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef uint32_t IntVec __attribute__((vector_size(VL * 4), may_alias));
+
+SPARSEBERT_INLINE Vec splat(float x) { return x - Vec{}; }
+SPARSEBERT_INLINE Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+SPARSEBERT_INLINE void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+SPARSEBERT_INLINE Vec load_unaligned(const float* p) {
+  return *reinterpret_cast<const UnalignedVec*>(p);
+}
+// Both give b where one of them is NaN. GCC makes two instructions of the comparison, because an
+// instruction for the larger of two does not fit it in every case of -0.0; x86's does exactly this.
+SPARSEBERT_INLINE Vec larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__x86_64__)
+  return (Vec)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+SPARSEBERT_INLINE Vec smaller(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__x86_64__)
+  return (Vec)_mm_min_ps((__m128)a, (__m128)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// 2^x for x <= 0, relative error 2e-7; below -126, where floats lose precision, it stays 1e-38. NaN
+// stays NaN.
+//
+// 2^x = 2^n 2^f with n the nearest integer; the polynomial is 2^f on |f| <= 1/2, fitted for the least
+// largest relative error by benchmarks/kernel_constants.py.
+SPARSEBERT_INLINE Vec exp2_negative(Vec x) {
+  x = larger(splat(-126.f), x);
+  // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits; with 127 more it is
+  // the exponent's field.
+  const Vec magic = splat(12582912.f + 127.f);
+  const Vec shifted = x + magic;
+  const Vec f = x - (shifted - magic);
+  Vec p = splat(0.00132764666f);
+  p = p * f + 0.00967554189f;
+  p = p * f + 0.0555071346f;
+  p = p * f + 0.240221202f;
+  p = p * f + 0.693146944f;
+  p = p * f + 1.00000012f;
+  return p * reinterpret_cast<Vec>(reinterpret_cast<IntVec>(shifted) << 23);
+}
+
+// x * Phi(x), the exact GELU; the error of erf is 2e-7.
+//
+// erf(z) = z g(z^2) on |z| <= 3.92, and within 3e-8 of 1 beyond. g is a polynomial in
+// u = 2 z^2 / 3.92^2 - 1, which runs from -1 to 1: there its coefficients add up to 1.13 and lose no
+// precision (benchmarks/kernel_constants.py).
+SPARSEBERT_INLINE Vec gelu(Vec x) {
+  Vec z = x * 0.70710678f;
+  z = smaller(splat(3.92f), larger(splat(-3.92f), z));  // NaN passes
+  const Vec u = z * z * (2.f / (3.92f * 3.92f)) - 1.f;
+  Vec g = splat(-0.00077914662f);
+  g = g * u + 0.00204871851f;
+  g = g * u - 0.00160662003f;
+  g = g * u + 0.00207794923f;
+  g = g * u - 0.0073873424f;
+  g = g * u + 0.0140159875f;
+  g = g * u - 0.0201706085f;
+  g = g * u + 0.0298142508f;
+  g = g * u - 0.0433779731f;
+  g = g * u + 0.058360476f;
+  g = g * u - 0.074029617f;
+  g = g * u + 0.0906020328f;
+  g = g * u - 0.109178536f;
+  g = g * u + 0.134084284f;
+  g = g * u - 0.180108637f;
+  g = g * u + 0.360736817f;
+  const Vec half = x * 0.5f;
+  return half * (g * z) + half;
+}
+
+}  // namespace sparsebert

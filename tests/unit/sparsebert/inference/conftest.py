@@ -1,0 +1,27 @@
+"""The compiled kernel, once a session and level, in a cache of the session's own."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sparsebert.inference.build import CACHE_VARIABLE, cached_library
+from sparsebert.inference.levels import supported_levels
+from sparsebert.inference.library import Kernel
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        pytest.skip("no C++ compiler")
+    folder = tmp_path_factory.mktemp("kernels") / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session", params=supported_levels())
+def kernel(request: pytest.FixtureRequest, kernel_cache: Path) -> Kernel:
+    """The kernel of each level that this processor runs."""
+    return Kernel(cached_library(request.param), request.param)
