@@ -19,10 +19,10 @@ NOT_THERE = {"ray", "datasets", "defusedxml", "seqeval", "flask", "flask_cors", 
 BLOCKED = """
 import importlib.machinery, os, sys
 find_spec = importlib.machinery.PathFinder.find_spec
-def find_others(name, path=None, target=None):
+def find_others(cls, name, path=None, target=None):
     blocked = os.environ["BLOCKED_PACKAGES"].split(",")
     return None if name.partition(".")[0] in blocked else find_spec(name, path, target)
-importlib.machinery.PathFinder.find_spec = staticmethod(find_others)
+importlib.machinery.PathFinder.find_spec = classmethod(find_others)
 """
 
 
