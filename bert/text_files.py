@@ -16,7 +16,7 @@ from typing import IO, NamedTuple, cast
 
 from distributed.errors import BadInput, first_line
 
-BINARY_BYTES = 1024  # a NUL byte within so many first bytes marks a binary file
+BINARY_BYTES = 1024  # first bytes that show whether a file is binary
 
 
 class Unread(NamedTuple):
@@ -77,6 +77,7 @@ ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 CPIO = re.compile(rb"07070[12][0-9A-Fa-f]{104}")
 BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 PICKLE = re.compile(rb"\x80[\x02-\x05][\x00-\xff]")
+CONTROLS = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08PK")
 # Zip archives that are documents or data, told by the name of a member in their first bytes.
 ZIP_MEMBERS = (
@@ -153,13 +154,24 @@ def find_container(head: bytes) -> Unread | None:
     if encoding is not None:
         how = f"convert it to UTF-8, for example with iconv -f {encoding} -t UTF-8"
         return Unread(f"{encoding} text", how)
-    if b"\0" in head[:BINARY_BYTES]:
+    if _is_binary(head[:BINARY_BYTES]):
         for signature, what, advice in WORD_SIGNATURES:
             if head.startswith(signature):
                 return Unread(what, advice, "image" not in what)
         how = f"{EXPORT}, or fetch it again if it was text"
-        return Unread("a binary file of an unknown form (it holds NUL bytes)", how)
+        return Unread("a binary file of an unknown form", how)
     return None
+
+
+def _is_binary(head: bytes) -> bool:
+    """By a NUL byte, or by control characters in what is not UTF-8."""
+    if b"\0" in head:
+        return True
+    try:
+        codecs.utf_8_decode(head, "strict", False)
+    except UnicodeDecodeError:
+        return len(CONTROLS.findall(head)) >= 4
+    return False
 
 
 def _name_zip(head: bytes) -> Unread:

@@ -111,7 +111,7 @@ def _find_wrapped_json(text: str) -> Unread | None:
     first, _, rest = text.partition("\n")
     try:
         json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         if rest.lstrip()[:1] in ('"', "}") and not first.rstrip().endswith("}"):
             how = "write JSON lines, one object on one line, for example with jq -c"
             return Unread("a JSON value that takes several lines", how)

@@ -105,11 +105,17 @@ def _files(path: str) -> list[Path]:
         return [
             file
             for file in sorted(below.rglob("*"))
-            if file.is_file()
+            if _is_there(file)
             and not any(part.startswith(".") for part in file.relative_to(below).parts)
         ]
     found = [Path(file) for file in sorted(glob.glob(path, recursive=True))]
-    return [file for file in found if file.is_file()]
+    return [file for file in found if _is_there(file)]
+
+
+def _is_there(path: Path) -> bool:
+    if path.is_symlink() and not path.exists():
+        raise BadInput(f"{path} is a link to a file that is not there: fetch that file.")
+    return path.is_file()
 
 
 def _pick(

@@ -16,7 +16,7 @@ HTML_TAG = re.compile(
     re.I,
 )
 DECLARATION = re.compile(r"<\?xml|<!doctype", re.I)
-DTD = re.compile(r"(?:<!--.*?-->|<\?.*?\?>|\s)*<!(?:ELEMENT|ENTITY|ATTLIST)", re.S)
+DTD = re.compile(r"<!(?:ELEMENT|ENTITY|ATTLIST)")
 DOC_LINE = re.compile(r'<doc id="[^"]*" .*title=".*">|</doc>')
 END_OF_TEXT_LINE = "<|endoftext|>"
 WIKIEXTRACTOR = "extract its text first, for example with wikiextractor --json"
@@ -64,9 +64,10 @@ def name_tags(text: str) -> Unread:
     """What a text is that begins with TAG."""
     if text.startswith("<|"):
         return END_OF_TEXT
-    if DTD.match(text):
+    prolog_end = _prolog_end(text)
+    if DTD.match(text, prolog_end):
         return Unread("a DTD", "leave it out", holds_text=False)
-    element = ELEMENT.match(text, _prolog_end(text))
+    element = ELEMENT.match(text, prolog_end)
     if element is None and DECLARATION.match(text):
         return Unread("XML without an element in its first part", "fetch it again")
     if element is None:

@@ -115,14 +115,20 @@ def _json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         place = f"{path} line {number}"
         try:
             record = json.loads(line)
-        except ValueError as error:
-            reason = str(error).split(":")[0].replace("Extra data", "more than one value in it")
-            raise BadInput(f"{place} is not valid JSON ({reason}): mend it.") from None
-        except RecursionError:
-            raise BadInput(f"{place} is not valid JSON (nested too deeply): mend it.") from None
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{place} is not valid JSON ({_reason(error)}): mend it.") from None
+        except (ValueError, RecursionError) as error:  # numbers or nesting without end
+            raise BadInput(f"{place} is not valid JSON ({first_line(error)}): mend it.") from None
         if not isinstance(record, dict):
             raise BadInput(f"{place} is not a JSON object: write one object a line.")
         yield place, record
+
+
+def _reason(error: json.JSONDecodeError) -> str:
+    if error.msg != "Extra data":
+        return error.msg
+    rest = error.doc[error.pos :].strip()
+    return "a comma after the object" if rest == "," else "more than one value in it"
 
 
 def _hub_records(item: Input) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -25,6 +25,7 @@ NAME = re.compile(r"[A-Za-z_#][\w#./() -]{0,39}")
 # First cells of numbered lists and of dialogue, which are plain text.
 LIST_MARKER = re.compile(r"[(\[]?\w{1,6}[.)\]:]+|[-*\u2022\u2013\u2014]|[^.!?]{1,40}:")
 MIN_ROWS = {"\t": 3, ",": 5, ";": 5, "|": 3}  # of a table without names of columns
+SEPARATOR = re.compile(r"sep=[,;|\t]")  # the first line that tells it to Excel
 THOUSANDS = re.compile(r"\d,(?=\d{3}(?!\d))")
 MIN_FULL = 0.8  # share of rows with at least two cells that are not empty
 
@@ -42,6 +43,8 @@ def find_table(text: str, *, at_end: bool, name: str) -> Unread | None:
         del lines[-1]
     if not lines:
         return None
+    if SEPARATOR.fullmatch(lines[0]):
+        return Unread("a table for a spreadsheet (CSV)", ADVICE)
     ending = re.search(r"\.(csv|tsv|tab)(\.gz)?$", name.lower())
     for delimiter, word in DELIMITERS.items():
         has_ending = ending is not None and (delimiter == "\t") == (ending[1] != "csv")
@@ -60,8 +63,11 @@ def _is_table(lines: Sequence[str], delimiter: str, *, has_ending: bool) -> bool
     names = [cell.strip() for cell in first]
     are_names = _are_names(names)
     known = sum(bool(FIELD_NAME.fullmatch(name)) for name in names) if are_names else 0
-    if known >= 2 and first == names:
-        return True  # even if the first row is longer than what is here
+    if first == names and are_names and (known >= 2 or has_ending):
+        return True  # whatever the rows are: broken, or longer than what is here
+    if first == names and are_names and delimiter == "\t":
+        inside = sum("\t" in line.strip() for line in lines)
+        return len(lines) >= 2 and inside >= MIN_FULL * len(lines)
     rows = _read_rows(lines, delimiter)
     if len(rows) < 2 - has_ending or len({len(row) for row in rows}) != 1:
         return False

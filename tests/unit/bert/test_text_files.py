@@ -6,6 +6,7 @@ import pickle
 import sqlite3
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,7 +94,8 @@ CONTAINERS = {
     ".npy": write_with(lambda made: np.save(made, np.arange(3))),
     "pickle": pickle.dumps({"text": "a"}),
     "PNG": b"\x89PNG\r\n\x1a\n",
-    "binary file of an unknown form": b"\1\2\0\3" + TEXT,
+    "binary": b"\1\2\0\3" + TEXT,
+    "binary file of an unknown form": zlib.compress(TEXT).replace(b"\0", b"\1"),
     "UTF-16LE": TEXT.decode().encode("utf-16-le"),
     "UTF-16BE": b"\xfe\xff" + "\u6587\u5b57".encode("utf-16-be"),
     "UTF-32LE": TEXT.decode().encode("utf-32-le"),

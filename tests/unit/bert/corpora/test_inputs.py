@@ -100,6 +100,16 @@ def test_any_folder_is_read_without_what_lies_beside_the_data(source: str, tmp_p
     assert [Path(item.name).name for item in only] == ["b.txt"]
 
 
+def test_a_link_to_nothing_is_no_file_that_may_be_missed(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
+    assert len(list_inputs("text", [tmp_path]).read) == 2
+    (tmp_path / "c.txt").symlink_to(tmp_path / "annexed")
+    for path in (tmp_path, str(tmp_path / "*.txt")):
+        with pytest.raises(BadInput, match=r"c\.txt is a link to a file that is not there"):
+            list_inputs("text", [path])
+
+
 def test_a_folder_with_nothing_but_notes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(ABOUT)
     with pytest.raises(BadInput, match=r"no input file at .* but README\.md, which hold"):

@@ -71,9 +71,25 @@ def test_what_a_record_lacks_is_told_in_one_sentence(tmp_path: Path) -> None:
         read("wikipedia", tmp_path / "a", cirrus)
     with pytest.raises(BadInput, match=r"it has k00, k01, .*, k09, \.\.\.\): rename"):
         read("text", tmp_path / "a", [{f"k{number:02}": 1 for number in range(99)}])
-    (tmp_path / "a").write_text('{"text": "a"}{"text": "b"}\n')
-    with pytest.raises(BadInput, match="line 1 is not valid JSON .more than one value in it.: "):
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"text": "a"}{"text": "b"}', "more than one value in it"),
+        ('{"text": "a"},', "a comma after the object"),
+        ("{'text': 'a'}", "Expecting property name enclosed in double quotes"),
+        ('{"text": ' + "[" * 100_000, "maximum recursion depth exceeded.*"),
+        ('{"text": ' + "1" * 10_000 + "}", "Exceeds the limit.*"),
+    ],
+)
+def test_why_a_line_is_no_json(tmp_path: Path, line: str, reason: str) -> None:
+    (tmp_path / "a").write_text('{"text": "a"}\n' + line + "\n")
+    with pytest.raises(
+        BadInput, match=rf"line 2 is not valid JSON \({reason}\): mend it"
+    ) as caught:
         list(read_inputs("text", list_inputs("text", [tmp_path / "a"]).read, dropped=Counter()))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
