@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from distributed.errors import BadInput
-
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
 
 
@@ -111,8 +109,8 @@ def export(
     OUT_DIR loads with AutoModelForMaskedLM and needs no code of ours. It holds the configuration,
     the tokenizer, fp32 weights, keep_mask.safetensors with the masks, and a model card with the
     sparsity report. Reads the model section that the checkpoint was trained with.
-    With --format sparse, RUN_OR_CHECKPOINT may also be a Hugging Face folder, and OUT_DIR opens with
-    sparsebert.load_sparse alone: see docs/formats.md.
+    With --format sparse, RUN_OR_CHECKPOINT may also be a Hugging Face folder, and OUT_DIR opens
+    with sparsebert.load_sparse alone: see docs/formats.md.
 
     \b
     Examples:
@@ -143,6 +141,7 @@ def _export_sparse(path: Path, output: Path, *, vocab: Path | None, as_json: boo
     import tempfile
 
     from bert.model_files import is_folder
+    from distributed.errors import BadInput
     from launch.exporting import export_checkpoint
     from sparsebert.inference import errors
     from sparsebert.inference.convert_folder import convert_folder
@@ -191,6 +190,7 @@ def bench(
     Example:
       sparsebert bench exports/serving --engines sparse,torch,onnxruntime --batch 1 --seq 128
     """  # noqa: D301 (\b keeps the lines below it apart)
+    from distributed.errors import BadInput
     from sparsebert.inference import bench as benchmark
     from sparsebert.inference import errors
 

@@ -16,8 +16,6 @@ import yaml
 from bert.configuration import DistillationConfig
 from bert.corpora.shards import open_corpus
 from bert.corpora.unigram import load_unigram_counts
-from bert.model_files import compute_fingerprint, find_model, path_of
-from bert.source import check_dimensions, open_source, refuse_control
 from bert.vocabulary import Vocabulary, load_vocabulary
 from bert.weights import is_prunable, weight_shapes
 from distributed.errors import BadInput
@@ -103,6 +101,7 @@ def check_run(config: PretrainConfig) -> RunPlan:
         init_fingerprint = begun_with(folder, config.model.init_from, old)
     elif config.model.init_from is not None:
         from bert.restoring import transfer_start
+        from bert.source import check_dimensions, open_source
 
         source = open_source(config.model.init_from, vocabulary=vocabulary)
         check_dimensions(source, config.model, words=vocabulary.size)
@@ -193,6 +192,7 @@ def build_teacher(
     import torch
 
     from bert.model import build_model
+    from bert.source import open_source, refuse_control
     from bert.teacher import load_teacher
 
     field = "distillation.teacher"
@@ -231,6 +231,8 @@ def settle_teacher(config: C, teacher: str | None = None) -> C:
     """
     if config.distillation is None:
         return config
+    from bert.model_files import find_model, path_of
+
     named = config.distillation.teacher
     settled = Path(teacher) if teacher is not None else path_of(find_model(named))
     distillation = config.distillation.model_copy(update={"teacher": settled})
@@ -287,6 +289,8 @@ def source_fingerprint(path: Path, *, verified: bool = False) -> str:
     Raises:
         BadInput: it means nothing, or is damaged, unless it is `verified` already.
     """
+    from bert.model_files import compute_fingerprint, find_model
+
     return compute_fingerprint(find_model(path, verified=verified))
 
 

@@ -103,7 +103,7 @@ class _Settling:
         if not _takes_text(kinds):
             self._check_number(kinds, scalar, field, typed=typed)
             return value
-        if type(value) in kinds and (type(value) is bool or _reads_as_typed(scalar)):
+        if type(value) in kinds and (_is_truth_value(scalar) or _reads_as_typed(scalar)):
             return value
         if not typed and not _reads_as_typed(scalar):
             self.problems[field] = (
@@ -199,6 +199,11 @@ def _takes_text(kinds: Kinds) -> bool:
 def _reads_as_typed(scalar: PlainScalar) -> bool:
     """Whether nothing is lost if the number is written as text again."""
     return type(scalar.value) in (int, float) and str(scalar.value) == scalar.text
+
+
+def _is_truth_value(scalar: PlainScalar) -> bool:
+    """Whether it is true or false: yes, no, on and off are texts where a text may stand."""
+    return type(scalar.value) is bool and scalar.text.lower() in ("true", "false")
 
 
 def _join(field: str, part: Any) -> str:

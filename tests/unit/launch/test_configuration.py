@@ -145,7 +145,7 @@ def test_a_missing_field(write_config: Write, settings: dict[str, Any]) -> None:
     del settings["train"]["total_steps"], settings["model"]["vocab"]
     message = refusal(write_config())
     assert "model.vocab is missing in " in message
-    assert "add it (WordPiece vocabulary, one token a line)" in message
+    assert "add it (WordPiece vocabulary, one token a line" in message
     assert message.endswith("(and 1 more problem)")
 
 
