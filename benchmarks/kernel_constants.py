@@ -2,8 +2,8 @@
 
     python benchmarks/kernel_constants.py
 
-Both are least-squares fits in Chebyshev polynomials on a dense grid, whose weights are raised where the
-error is large until it is about level (Lawson's method), evaluated in fp32 as the kernel does.
+Both are least-squares fits in Chebyshev polynomials on a dense grid, whose weights are raised where
+the error is large until it is about level (Lawson's method), evaluated in fp32 as the kernel does.
 """
 
 import math

@@ -8,8 +8,8 @@ import torch
 from sparsebert.inference.errors import BadInput
 from sparsebert.inference.library import load_kernel, verify
 
-_library = torch.library.Library("sparsebert", "FRAGMENT")
-_library.define("encoder(Tensor x, Tensor? mask, Tensor packed) -> Tensor")
+_library = torch.library.Library("sparsebert", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch
+_library.define("encoder(Tensor x, Tensor? mask, Tensor packed) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 def _encode(x: torch.Tensor, mask: torch.Tensor | None, packed: torch.Tensor) -> torch.Tensor:
@@ -40,9 +40,9 @@ def _encode_fake(x: torch.Tensor, mask: torch.Tensor | None, packed: torch.Tenso
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-_library.impl("encoder", _encode, "CPU")
+_library.impl("encoder", _encode, "CPU")  # type: ignore[no-untyped-call]
 for _key in ("CUDA", "MPS", "XPU"):
-    _library.impl("encoder", _encode_elsewhere, _key)
+    _library.impl("encoder", _encode_elsewhere, _key)  # type: ignore[no-untyped-call]
 torch.library.register_fake("sparsebert::encoder", _encode_fake, lib=_library)
 
 

@@ -30,7 +30,11 @@ VECTORS: tuple[tuple[str, ...], ...] = (
 )
 # The order in which BertEncoder's own state_dict names a layer's tensors.
 LAYER_NAMES = (
-    *(f"attention.self.{part}.{kind}" for part in ("query", "key", "value") for kind in ("weight", "bias")),
+    *(
+        f"attention.self.{part}.{kind}"
+        for part in ("query", "key", "value")
+        for kind in ("weight", "bias")
+    ),
     "attention.output.dense.weight",
     "attention.output.dense.bias",
     "attention.output.LayerNorm.weight",

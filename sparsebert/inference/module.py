@@ -15,9 +15,9 @@ from sparsebert.inference.packing import PackedReader, pack
 class SparseEncoder(nn.Module):
     """All layers of a BERT encoder in one call of the kernel.
 
-    The packed weights are its only state: one uint8 buffer, so that copies, forks, pickles and moves
-    between devices need nothing special. `state_dict` gives the dense tensors that they were made
-    of, under BertEncoder's names, bit for bit.
+    The packed weights are its only state: one uint8 buffer, so that copies, forks, pickles and
+    moves between devices need nothing special. `state_dict` gives the dense tensors that they were
+    made of, under BertEncoder's names, bit for bit.
     """
 
     packed: torch.Tensor
@@ -62,7 +62,7 @@ class SparseEncoder(nn.Module):
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=output)
 
     def train(self, mode: bool = True) -> "SparseEncoder":
-        """Evaluation only: train(True) raises."""
+        """Stay in evaluation mode; `mode` True raises BadInput."""
         if mode:
             raise BadInput(
                 "train(True) was called, but a sparse encoder has no backward: call model.eval(), "
