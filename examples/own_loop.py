@@ -10,6 +10,7 @@ which is the same for every number of processes as long as the weights are.
 import argparse
 import gzip
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -89,6 +90,9 @@ def main() -> None:
     options = parser.parse_args()
     if not 0 < options.sparsity < 1:
         parser.error("--sparsity is the share of the weights that is pruned, between 0 and 1")
+    # What is pruned and what stays dense; what needs attention is told without these lines too.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("sparsity").setLevel(logging.INFO)
     topology = detect_topology(use_gpu=has_gpu_for_each_process())
     ensure_process_group(topology)
     deepspeed = import_deepspeed(topology.device.type)

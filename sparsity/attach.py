@@ -71,10 +71,15 @@ def attach(
     partition.refresh_replicas()
     check_partition(partition)
     has_begun = resume_step is not None and last_due_step(config, resume_step - 1) is not None
+    unlearned = []
     if prunable is None and not has_begun:
-        _refuse_what_cannot_learn(config, choice, partition)
+        unlearned = _find_unlearned(config, choice, partition)
     sparsity = SparsityController(
-        config, partition, prunable=choice.pruned, optimizer=engine.basic_optimizer
+        config,
+        partition,
+        prunable=choice.pruned,
+        optimizer=engine.basic_optimizer,
+        must_learn=unlearned,
     )
     if resume_step is not None:
         sparsity.resume(resume_step)
@@ -85,15 +90,22 @@ def attach(
     return sparsity
 
 
-def _refuse_what_cannot_learn(config: SparsityConfig, choice: Choice, partition: Partition) -> None:
-    """Collective: a matrix of zeros, such as a new adapter's, has the smallest weights of all."""
+def _find_unlearned(config: SparsityConfig, choice: Choice, partition: Partition) -> list[str]:
+    """Collective: matrices of zeros, such as a new adapter's; refused if pruning begins at once."""
     scopes = build_scopes(config, choice.pruned, partition.shapes)
-    doomed = find_doomed(config, scopes, partition)
-    if doomed:
+    unlearned = find_doomed(config, scopes, partition)
+    if unlearned and config.prune_start_step == 0:
         raise BadInput(
-            f"{shorten(doomed)} would be pruned whole, as all of its weights are zero, and could "
-            "never learn: name what to prune with prunable=[...], without it"
+            f"{shorten(unlearned)} would be pruned whole, as all of its weights are zero, and "
+            "could never learn: name what to prune with prunable=[...], without it, or let "
+            "prune_start_step come later"
         )
+    if unlearned and partition.rank == 0:
+        log.warning(
+            "%s: all weights are zero now; an update that would prune all of them is refused",
+            shorten(unlearned),
+        )
+    return unlearned
 
 
 def _log_choice(choice: Choice, sparsity: SparsityController, engine: Any) -> None:

@@ -8,7 +8,7 @@ stage.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,7 @@ class SparsityController:
         *,
         prunable: Sequence[str],
         optimizer: torch.optim.Optimizer,
+        must_learn: Collection[str] = (),
     ) -> None:
         """Attach to `optimizer`, the one given to DeepSpeed, after `deepspeed.initialize`.
 
@@ -64,6 +65,8 @@ class SparsityController:
             prunable: names of the parameters to prune, as the partition knows them, in a fixed
                 order.
             optimizer: DeepSpeed's basic optimizer.
+            must_learn: parameters that are zeros now; an update that would prune one of them whole
+                is refused.
         """
         self.config = config
         self.state = SparsityState(pruned=dict.fromkeys(prunable, 0))
@@ -78,6 +81,7 @@ class SparsityController:
         self._runs: dict[int, list[MaskRun]] = {}
         for run in join_runs(self._masks.values()):
             self._runs.setdefault(run.slot, []).append(run)
+        self._must_learn = frozenset(must_learn)
         self._are_loaded = False  # masks that came from elsewhere, though they may prune nothing
         self._update_seconds, self._wire_bytes = 0.0, 0
         optimizer.register_step_post_hook(self._enforce)
@@ -115,7 +119,7 @@ class SparsityController:
         Raises:
             BadInput: on all ranks, if it was not called when it had to be: training would go on
                 with other masks than the schedule's, or with none.
-                Or if it would prune a parameter whole that has never learned: all of it is zero.
+                Or if it would prune a parameter whole that is all zero, or that must learn.
             NonFiniteWeights: on all ranks, if a prunable weight is infinite or NaN.
         """
         self._check_that_none_was_missed(step)
@@ -139,7 +143,9 @@ class SparsityController:
             all_reduce=self._counted_all_reduce,
         )
         self._add(update.newly)
-        check_pruned_whole(self._partition, self.state.pruned, update.newly.by_name)
+        check_pruned_whole(
+            self._partition, self.state.pruned, update.newly.by_name, must_learn=self._must_learn
+        )
         self.state.target = sum(counts) / self.prunable_numel
         if any(wanted):
             self.state.threshold = update.threshold

@@ -5,7 +5,7 @@ threshold for all weights takes the whole of it before it has learned anything.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -35,7 +35,11 @@ def find_doomed(config: SparsityConfig, scopes: Sequence[Scope], partition: Part
 
 
 def check_pruned_whole(
-    partition: Partition, pruned: Mapping[str, int], newly: Mapping[str, int]
+    partition: Partition,
+    pruned: Mapping[str, int],
+    newly: Mapping[str, int],
+    *,
+    must_learn: Collection[str],
 ) -> None:
     """Collective: after an update, refuse a parameter that went whole unlearned; log others.
 
@@ -43,20 +47,23 @@ def check_pruned_whole(
         partition: whose masters still hold the weights of before the update.
         pruned: parameter -> how many of its weights are pruned.
         newly: how many of them by this update.
+        must_learn: parameters that began as zeros.
 
     Raises:
-        BadInput: on all ranks, naming a parameter whose weights are still all zero.
+        BadInput: on all ranks, naming a parameter that must learn or whose weights are all zero.
     """
     whole = [
         name for name, count in newly.items() if count and pruned[name] == partition.numels[name]
     ]
     if not whole:
         return
-    unlearned = find_all_zero(partition, whole)
-    if unlearned:
+    zero = find_all_zero(partition, whole)
+    refused = [name for name in whole if name in zero or name in must_learn]
+    if refused:
+        how = "as all of its weights are zero" if refused[0] in zero else "and it began as zeros"
         raise BadInput(
-            f"{unlearned[0]} would be pruned whole, as all of its weights are zero, and could "
-            "never learn: do not prune it, or let prune_start_step come later"
+            f"{refused[0]} would be pruned whole, {how}, so that it could never learn: name what "
+            "to prune with prunable=[...], without it, or let prune_start_step come later"
         )
     if partition.rank == 0:
         for name in whole:
