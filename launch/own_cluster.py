@@ -5,9 +5,7 @@ import logging
 import os
 import secrets
 import socket
-import threading
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +30,6 @@ def start_own_cluster(folder: Path) -> None:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     import ray  # only now: it reads these variables when it is imported
 
-    with _importing_ray_train():
-        _init_own(ray, folder)
-
-
-def _init_own(ray: Any, folder: Path) -> None:
     for starts_left in reversed(range(_STARTS)):
         try:
             with _no_dashboard() as port:
@@ -55,23 +48,6 @@ def _init_own(ray: Any, folder: Path) -> None:
             if not starts_left:
                 raise
             print(f"the Ray cluster did not start ({first_line(error)}); trying again", flush=True)
-
-
-@contextlib.contextmanager
-def _importing_ray_train() -> Iterator[None]:
-    """While inside, where ray.init mostly waits for other processes, a thread imports Ray Train."""
-    # What ray.init would import meanwhile: no two threads import one module.
-    import_module("ray.dashboard.optional_deps")
-
-    def import_it() -> None:
-        import ray.train.v2.api.data_parallel_trainer  # noqa: F401
-
-    importing = threading.Thread(target=import_it, name="imports")
-    importing.start()
-    try:
-        yield
-    finally:
-        importing.join()  # an interpreter that ends in the middle of an import may crash
 
 
 @contextlib.contextmanager
