@@ -93,10 +93,10 @@ LINES = '{{"sentence": "a", "label": {0}}}\n{{"sentence": "b", "label": {1}}}\n'
     [
         ("t.tsv", TABLE.format("0"), {}, ()),
         ("t.tsv", TABLE.format("0 "), {}, ("labels lose the blanks at their ends",)),
-        ("t.tsv", TABLE.format("0").replace("a", '"a"'), {}, ()),
+        ("t.tsv", TABLE.format("0").replace("\na", '\n"a"'), {}, ()),
         (
             "t.tsv",
-            TABLE.format("0").replace("a", '"a""a"'),
+            TABLE.format("0").replace("\na", '\n"a""a"'),
             {},
             ("cells of a quoted table lose their quotes",),
         ),
