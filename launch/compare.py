@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from bert.tasks.configuration import TaskConfig
-from bert.tasks.splits import load_task
+from bert.tasks.splits import TaskData, load_task
 from distributed.errors import BadInput
 from launch.finetune_configuration import FinetuneConfig
 from launch.finetune_history import check_unchanged
@@ -110,18 +110,18 @@ def _results(study: StudyConfig, run: StudyRun) -> list[dict[str, Any]] | None:
 
 def _build_check() -> Callable[[FinetuneConfig], bool]:
     """`check_unchanged` that reads each model and each task once, whatever number of runs."""
-    data: dict[str, str] = {}
+    found: dict[str, TaskData] = {}
 
-    def fingerprint_of_data(task: TaskConfig) -> str:
+    def read_data(task: TaskConfig) -> TaskData:
         key = task.model_dump_json()
-        if key not in data:
-            data[key] = load_task(task).fingerprint
-        return data[key]
+        if key not in found:
+            found[key] = load_task(task).without_examples()
+        return found[key]
 
     return functools.partial(
         check_unchanged,
         fingerprint_of_model=functools.cache(source_fingerprint),
-        fingerprint_of_data=fingerprint_of_data,
+        read_data=read_data,
     )
 
 

@@ -1,18 +1,19 @@
 """What a fine-tuning run read when it began, and what its files give under the rules of today.
 
 A run records the rules of reading (`task.reading` in its identity) beside the fingerprint of its
-examples. Runs without it are older. As long as their files give the same examples they go on;
-otherwise the rules are named, not the files. A finished run stays finished.
+examples. Runs without it are older. As long as their files give the same examples they go on. If
+newer rules shaped other ones, these rules are named; otherwise the files have changed. A finished
+run stays finished.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bert.tasks.configuration import TaskConfig
 from bert.tasks.sources import UnreadableFile
-from bert.tasks.splits import READING_RULES
+from bert.tasks.splits import READING_RULES, TaskData
 from bert.vocabulary import Vocabulary
 from distributed.checkpoint import Checkpoint
 from distributed.errors import BadInput
@@ -22,11 +23,7 @@ from launch.finetune_results import read_results
 from launch.run_folder import FREE_TRAIN_FIELDS, RunFolder, check_identity, run_folder_of
 from launch.run_setup import identify_teacher
 
-# Of a finished run: its scores stay, and are of what it read.
-OTHER_EXAMPLES = (
-    "was read under earlier rules of reading task files; its files give other examples today, or "
-    "are refused"
-)
+T = TypeVar("T")
 _SPLITS = {"train", "dev", "test"}
 
 
@@ -52,7 +49,7 @@ def check_unchanged(
     config: FinetuneConfig,
     *,
     fingerprint_of_model: Callable[[Path], str],
-    fingerprint_of_data: Callable[[TaskConfig], str],
+    read_data: Callable[[TaskConfig], TaskData],
 ) -> bool:
     """See that what is in the run's folder, if anything, has this configuration, model and data.
 
@@ -71,37 +68,14 @@ def check_unchanged(
     if old is None:
         return True
     model = {**old["model"], "init_fingerprint": fingerprint_of_model(config.model.init_from)}
-    now: str | None
-    try:
-        now = fingerprint_of_data(config.task)
-    except UnreadableFile:
-        raise
-    except BadInput:
-        if not _is_history(config, old):
-            raise
-        now = None
-    if _is_history(config, old) and now != old["task"]["fingerprint"]:
-        now = None
+    data = _read(config, lambda: read_data(config.task), old, lambda data: data)
     configured = configured_identity(
         config,
-        data=identify_data(old, now),
+        data=identify_data(old, data),
         distillation=identify_teacher(config.distillation, fingerprint_of_model),
     )
     check_identity(folder, {**old, **configured, "model": model})
-    return now is not None
-
-
-def identify_data(old: Mapping[str, Any] | None, fingerprint: str | None) -> dict[str, Any]:
-    """What of its data makes a run that run: the examples, and by which rules they were read.
-
-    Args:
-        old: the identity of the run that has begun, if one has.
-        fingerprint: of the examples as they are read now; None leaves the run's own.
-    """
-    began = {key: old["task"].get(key) for key in ("fingerprint", "reading")} if old else {}
-    if began and fingerprint in (None, began["fingerprint"]):
-        return began
-    return {"fingerprint": fingerprint, "reading": READING_RULES}
+    return data is not None
 
 
 def read_begun_task(
@@ -114,34 +88,69 @@ def read_begun_task(
     """Read the splits; None if a finished run has read others, by earlier rules.
 
     Raises:
-        BadInput: they cannot be read.
+        BadInput: they cannot be read, or a run that is not finished has read others.
     """
     labels = newest.state.get("labels") if newest is not None else None
     begun_labels = [str(label) for label in labels] if isinstance(labels, list) else None
+
+    def read() -> Inputs:
+        return read_inputs(config, vocabulary, begun_labels=begun_labels)
+
+    return _read(config, read, old, lambda inputs: inputs.data)
+
+
+def identify_data(old: Mapping[str, Any] | None, data: TaskData | None) -> dict[str, Any]:
+    """What of its data makes a run that run: the examples, and by which rules they were read.
+
+    Args:
+        old: the identity of the run that has begun, if one has; it keeps its rules.
+        data: what the files give now; None leaves the run's own.
+    """
+    reading = old["task"].get("reading") if old is not None else READING_RULES
+    if data is None:
+        assert old is not None
+        return {"fingerprint": old["task"]["fingerprint"], "reading": reading}
+    return {"fingerprint": data.fingerprint, "reading": reading}
+
+
+def _read(
+    config: FinetuneConfig,
+    read: Callable[[], T],
+    old: Mapping[str, Any] | None,
+    data_of: Callable[[T], TaskData],
+) -> T | None:
+    """What `read` gives; None if a finished run has read something else by earlier rules.
+
+    Raises:
+        BadInput: the files cannot be read, or a run that is not finished has read something else.
+    """
+    is_older = old is not None and (old["task"].get("reading") or 1) < READING_RULES
+    folder = run_folder_of(config).path
     try:
-        inputs = read_inputs(config, vocabulary, begun_labels=begun_labels)
+        found = read()
     except UnreadableFile:
         raise
     except BadInput as error:
-        if old is None or not _is_older(old):
+        if not is_older:
             raise
         if is_scored(config):
             return None
         raise BadInput(
-            f"{error} ({run_folder_of(config).path} began under earlier rules of reading task "
-            "files, which may have taken this)"
+            f"{error} ({folder} began under earlier rules of reading task files, which may have "
+            "taken this)"
         ) from None
-    is_other = old is not None and inputs.data.fingerprint != old["task"].get("fingerprint")
-    return None if is_other and _is_history(config, old) else inputs
-
-
-def _is_history(config: FinetuneConfig, old: Mapping[str, Any] | None) -> bool:
-    """Whether a run is done that read its files by earlier rules: it is not read again."""
-    return old is not None and _is_older(old) and is_scored(config)
-
-
-def _is_older(old: Mapping[str, Any]) -> bool:
-    return (old["task"].get("reading") or 1) < READING_RULES
+    if old is None or not is_older or data_of(found).fingerprint == old["task"]["fingerprint"]:
+        return found
+    rules = ", ".join(data_of(found).newer_rules)
+    if not rules:
+        return found  # under the earlier rules the examples are the same, so the files have changed
+    if is_scored(config):
+        return None
+    raise BadInput(
+        f"{folder} began under earlier rules of reading task files, and task.train, task.dev or "
+        f"task.test give other examples under today's ({rules}): give the new run another name, or "
+        "finish this one with the version that began it"
+    )
 
 
 def configured_identity(

@@ -18,7 +18,6 @@ from distributed.zero import check_advanced
 from launch.attempt import find_start
 from launch.finetune_configuration import FinetuneConfig
 from launch.finetune_history import (
-    OTHER_EXAMPLES,
     configured_identity,
     identify_data,
     is_scored,
@@ -38,6 +37,8 @@ from launch.run_setup import (
     teacher_of,
 )
 from sparsity.schedule import SparsityConfig
+
+OLD_RULES = "read its files by earlier rules, and they would give other examples today"
 
 
 def check_finetune(config: FinetuneConfig) -> FinetunePlan:
@@ -90,7 +91,7 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
             )
         build_task_teacher(config, inputs, device=torch.device("cpu"))
     teacher = identify_teacher(config.distillation)
-    data = identify_data(old, inputs.data.fingerprint if inputs is not None else None)
+    data = identify_data(old, inputs.data if inputs is not None else None)
     settings = vocabulary.settings.changed()
     fields = {
         **configured_identity(config, data=data, distillation=teacher),
@@ -110,7 +111,7 @@ def check_finetune(config: FinetuneConfig) -> FinetunePlan:
         total_steps = config.train.plan(len(inputs.splits["train"].rows)).total_steps
     else:
         results = read_results(folder) or {}
-        labels, notes = results.get("labels", []), [f"{folder.path} {OTHER_EXAMPLES}"]
+        labels, notes = results.get("labels", []), [f"{folder.path} {OLD_RULES}"]
         total_steps = results.get("total_steps", 0)
     return FinetunePlan(
         identity=fields,

@@ -40,7 +40,6 @@ _LABELS = {
     "model.init_fingerprint": "the content of model.init_from",
     "task.fingerprint": "the content of task.train, task.dev or task.test",
     "distillation.teacher": "the content of distillation.teacher",
-    "task.reading": "the rules by which task files are read",
 }
 
 
@@ -197,15 +196,6 @@ def check_identity(folder: RunFolder, identity: Mapping[str, Any]) -> bool:
                 "its learning rate was planned for the former: give the new run another name and "
                 f"set model.init_from to {folder.path}"
             )
-    if "task.reading" in differences:
-        # Whether the files differ too is not known: under other rules nobody can tell.
-        differences.pop("task.fingerprint", None)
-        if list(differences) == ["task.reading"]:
-            raise BadInput(
-                f"{folder.path} began under earlier rules of reading task files, and task.train, "
-                "task.dev or task.test give other examples under today's rules: give the new run "
-                "another name, or finish this one with the version that began it"
-            )
     changes = ", ".join(
         f"{_LABELS.get(key, key)} was {_show(key, was)} and is now {_show(key, now)}"
         for key, (was, now) in differences.items()
@@ -289,7 +279,7 @@ def _compare(
 
 def _show(key: str, value: Any) -> str:
     # Of a checksum the first digits tell enough.
-    return value[:12] if key in _LABELS and isinstance(value, str) else json.dumps(value)
+    return value[:12] if key in _LABELS and value else json.dumps(value)
 
 
 def _is_kept(line: bytes, step: int) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from bert.tasks.configuration import TaskConfig
-from bert.tasks.examples import Example, NumberLabel, Split, TextExample, TokenExample
+from bert.tasks.examples import BY_VALUE, Example, NumberLabel, Split, TextExample, TokenExample
 from bert.tasks.labels import NameTable, label_map, label_names
 from distributed.errors import BadInput
 
@@ -61,7 +61,10 @@ def settle_numbers(
         ]
     )
     for split in splits.values():
-        split.examples = [_rename(example, names) for example in split.examples]
+        renamed = [_rename(example, names) for example in split.examples]
+        if any(labels_of(a) != labels_of(b) for a, b in zip(renamed, split.examples, strict=True)):
+            split.newer_rules.add(BY_VALUE)
+        split.examples = renamed
 
 
 def collect_labels(

@@ -8,6 +8,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+# The rules of version 2, in the words that a refusal uses.
+BY_VALUE = "numbers count by value"
+NO_BLANKS = "labels lose the blanks at their ends"
+NO_MINUS_ONE = "the label -1 means unlabelled"
+NO_QUOTES = "cells of a quoted table lose their quotes"
+BEFORE_MERGING = "entities are found before their types are merged"
+TEXT_COUNTS = "a text counts where its offsets disagree"
+NO_CONTRADICTION = "records that contradict themselves are left out"
+
 
 class NumberLabel(str):
     """A class that the file writes as a JSON number: 1 and 1.0 are two spellings of one value."""
@@ -66,3 +75,5 @@ class Split:
     label_types: dict[str, str] = field(default_factory=dict)
     # What a hub data set calls the classes that its rows number: source -> names.
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    # Rules of reading newer than the first, without which the examples would be others.
+    newer_rules: set[str] = field(default_factory=set)

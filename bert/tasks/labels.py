@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bert.tasks.configuration import TaskConfig
-from bert.tasks.examples import NumberLabel, Split
+from bert.tasks.examples import BY_VALUE, NO_BLANKS, NO_MINUS_ONE, NumberLabel, Split
 from bert.tasks.fields import as_label, describe, number_of
 from bert.tasks.sources import Record
 from distributed.errors import BadInput
@@ -97,6 +97,8 @@ class LabelReader:
             )
         label = as_label(value, record, self._column)
         if isinstance(label, NumberLabel):
+            if not label.value:
+                self._out.newer_rules.add(BY_VALUE)  # 0 was no label at all
             return (self._name(label, value, record),)
         if _INDEXED_LABELS.fullmatch(label):
             parts: Iterable[str] = self._read_indexed(label, record)
@@ -159,12 +161,20 @@ class LabelReader:
         """The class that a label means."""
         kinds = {bool: "boolean", str: "string"}
         self._out.label_types.setdefault(kinds.get(type(value), "number"), record.place)
-        if self._task.kind != "multi_label" and self._skipped.find(label) is not None:
+        if isinstance(value, str) and value != label:
+            self._out.newer_rules.add(NO_BLANKS)
+        if self._task.kind != "multi_label" and self._find(self._skipped, label) is not None:
             raise SkippedRecord(SKIPPED_LABEL)
         if isinstance(label, NumberLabel):
             label = self._name_number(label, record)
-        name = self._mapped.find(label)
+        name = self._find(self._mapped, label)
         return label if name is None else self._map[name]
+
+    def _find(self, names: NameTable, label: str) -> str | None:
+        name = names.find(label)
+        if name is not None and name != label:
+            self._out.newer_rules.add(BY_VALUE)
+        return name
 
     def _name_number(self, label: NumberLabel, record: Record) -> str:
         """A number's class: itself, or the name that a hub data set has for it if the task uses it.
@@ -173,6 +183,7 @@ class LabelReader:
             SkippedRecord: it is -1, which the task does not name.
         """
         if label.value == -1 and self._named.find(label) is None:
+            self._out.newer_rules.add(NO_MINUS_ONE)
             raise SkippedRecord(UNLABELLED)
         names = record.class_names.get(self._column, ())
         if not names or not 0 <= label.value < len(names):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bert.tasks.configuration import SplitConfig, TaskConfig
-from bert.tasks.examples import Split, TextExample
+from bert.tasks.examples import NO_BLANKS, Split, TextExample
 from bert.tasks.fields import check_string, check_strings, describe
 from bert.tasks.sources import REPEATED, read_json
 from distributed.errors import BadInput
@@ -28,7 +28,7 @@ def read_pubmedqa_split(task: TaskConfig, split: SplitConfig) -> Split:
             place = f"{path} article {pmid}"
             question = _string(article, "QUESTION", place)
             contexts = check_strings(_member(article, "CONTEXTS", place), place, "'CONTEXTS'")
-            label = _string(article, "final_decision", place).strip()
+            label = _read_label(_string(article, "final_decision", place), out)
             if not label:
                 raise BadInput(f"{place} has no label in 'final_decision'")
             label = task.label_map.get(label, label)
@@ -50,18 +50,24 @@ def read_bioasq_split(task: TaskConfig, split: SplitConfig) -> Split:
             body = _string(question, "body", place)
             snippets = _list(question, "snippets", place)
             texts = [_string(snippet, "text", f"{place}, a snippet,") for snippet in snippets]
-            label = _read_answer(question, place)
+            label = _read_answer(question, place, out)
             label = task.label_map.get(label, label)
             examples.append(TextExample(body, " ".join(texts) or None, label, place))
     out.examples = examples
     return out
 
 
-def _read_answer(question: Any, place: str) -> str:
+def _read_label(label: str, out: Split) -> str:
+    if label != label.strip():
+        out.newer_rules.add(NO_BLANKS)
+    return label.strip()
+
+
+def _read_answer(question: Any, place: str, out: Split) -> str:
     """The answer to a yes/no question: a string, or a list that has it once or more."""
     answer = _member(question, "exact_answer", place)
     given = answer if isinstance(answer, list) else [answer]
-    answers = {a.strip().lower() for a in given if isinstance(a, str) and a.strip()}
+    answers = {_read_label(a, out).lower() for a in given if isinstance(a, str) and a.strip()}
     if len(answers) != 1 or not all(isinstance(a, str) for a in given):
         reason = "no answer" if not answers else "no single answer"
         raise BadInput(f"{place} has {reason} in 'exact_answer'")

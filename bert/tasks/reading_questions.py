@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bert.tasks.configuration import SplitConfig, TaskConfig
-from bert.tasks.examples import QuestionExample, Split
+from bert.tasks.examples import NO_CONTRADICTION, TEXT_COUNTS, QuestionExample, Split
 from bert.tasks.fields import check_string, describe
 from bert.tasks.offsets import find_text
 from bert.tasks.selection import Selection
@@ -20,7 +20,7 @@ CONTRADICTED = "questions marked is_impossible that have answers left out"
 def read_squad_split(task: TaskConfig, split: SplitConfig) -> Split:
     """Every question with all annotators' answers; `where: {title: [...]}` picks articles."""
     out = Split([])
-    selection = Selection(split)
+    selection = Selection(split, out)
     examples = []
     for path in map(Path, split.paths):
         data = read_json(path)
@@ -38,7 +38,7 @@ def read_squad_split(task: TaskConfig, split: SplitConfig) -> Split:
                     example = _read_question(question, paragraph, out, place)
                     if example is not None:
                         examples.append(example)
-    selection.report(out.reports)
+    selection.report()
     out.examples = examples
     return out
 
@@ -65,9 +65,12 @@ def _read_question(
     given = [_read_answer(answer, place) for answer in _objects(question, "answers", place)]
     if given and question.get("is_impossible") is True:
         out.reports[CONTRADICTED] += 1
+        out.newer_rules.add(NO_CONTRADICTION)
         return None
     answers, starts = [], []
     for answer, start in given:
+        if start < 0:
+            out.newer_rules.add(TEXT_COUNTS)  # Python counted such an offset from the end
         if not answer or start < 0 or context[start : start + len(answer)] != answer:
             start = find_text(context, answer, start)
             out.reports[LOST if start < 0 else MOVED] += 1

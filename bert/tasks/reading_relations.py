@@ -19,7 +19,7 @@ from defusedxml.ElementTree import ParseError, fromstring
 
 from bert.tasks.configuration import SplitConfig, TaskConfig
 from bert.tasks.entities import Entity, read_marks, show_entities
-from bert.tasks.examples import Split, TextExample
+from bert.tasks.examples import NO_CONTRADICTION, TEXT_COUNTS, Split, TextExample
 from bert.tasks.offsets import Piece, find_pieces
 from bert.tasks.reading_text import EMPTY_TEXT, read_record_split
 from bert.tasks.sources import read_lines, read_text
@@ -123,8 +123,11 @@ def _read_relations(
             out.reports[LOST_PAIRS] += 1
         elif len(types) < 2:
             out.reports[SAME_TYPE] += 1
-        elif relations.setdefault((pmid, types["CHEMICAL"], types["GENE"]), group) != group:
-            out.reports[SEVERAL] += 1
+        else:
+            if types["CHEMICAL"] != keys[0]:
+                out.newer_rules.add(NO_CONTRADICTION)
+            if relations.setdefault((pmid, types["CHEMICAL"], types["GENE"]), group) != group:
+                out.reports[SEVERAL] += 1
     return relations
 
 
@@ -138,11 +141,11 @@ def _locate(
         found = find_pieces(text, name, pieces)
     else:
         found = (pieces, True) if all(0 <= a < b <= len(text) for a, b in pieces) else None
+    if found is None or not found[1]:
+        out.newer_rules.add(TEXT_COUNTS)
+        out.reports[LOST if found is None else MOVED] += 1
     if found is None:
-        out.reports[LOST] += 1
         return None
-    if not found[1]:
-        out.reports[MOVED] += 1
     return Entity(min(a for a, _ in found[0]), max(b for _, b in found[0]), kind)
 
 
@@ -212,6 +215,7 @@ def _ddi_label(pair: Any, place: str, out: Split) -> str | None:
     if interacts == "false":
         if kind:
             out.reports[CONTRADICTED] += 1
+            out.newer_rules.add(NO_CONTRADICTION)
             return None
         return NO_RELATION
     if not kind:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bert.tasks.configuration import SplitConfig, TaskConfig
-from bert.tasks.examples import Split, TokenExample
+from bert.tasks.examples import BEFORE_MERGING, Split, TokenExample
 from bert.tasks.sources import read_lines
 from distributed.errors import BadInput
 
@@ -33,7 +33,7 @@ def read_tag_split(task: TaskConfig, split: SplitConfig) -> Split:
             if task.tag_scheme == "io":
                 spelled = _as_io(tags, task, out.reports, place)
             else:
-                spelled = _as_bio(tags, task, out.reports)
+                spelled = _as_bio(tags, task, out)
             examples.append(TokenExample(words, spelled, place))
     out.examples = examples
     return out
@@ -67,15 +67,17 @@ def _read_sentences(
             lines = []
 
 
-def _as_bio(tags: Sequence[str], task: TaskConfig, reports: Counter[str]) -> tuple[str, ...]:
+def _as_bio(tags: Sequence[str], task: TaskConfig, out: Split) -> tuple[str, ...]:
     """BIO tags; where an entity begins is decided by the types of the file, before any merging."""
     fixed = []
     before = "O"  # what the word before has in the file: "-TYPE", or O outside of entities
     for tag in tags:
         letter, _, kind = tag.partition("-")
         if letter == "I" and before != f"-{kind}":
-            reports[CONVERTED if task.tag_scheme == "iob1" else REPAIRED] += 1
+            out.reports[CONVERTED if task.tag_scheme == "iob1" else REPAIRED] += 1
             letter = "B"
+            if task.merge_types and before != "O":
+                out.newer_rules.add(BEFORE_MERGING)
         before = "O" if letter == "O" else f"-{kind}"
         fixed.append(_spell(letter, kind, task))
     return tuple(fixed)

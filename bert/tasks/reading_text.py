@@ -25,12 +25,10 @@ WRONG_COLUMNS = "records with wrong columns skipped"
 def read_record_split(task: TaskConfig, split: SplitConfig) -> Split:
     """Tables, JSON lines and hub data sets, with the fields that task.columns names."""
     out = Split([])
-    labels, selection = LabelReader(task, out), Selection(split)
+    labels, selection = LabelReader(task, out), Selection(split, out)
     examples, documents = [], []
     for source in split.paths:
-        for record in read_records(
-            source, header=task.header, quotes=task.quotes, reports=out.reports
-        ):
+        for record in read_records(source, header=task.header, quotes=task.quotes, out=out):
             try:
                 if isinstance(record, WrongColumns):
                     raise record
@@ -50,7 +48,7 @@ def read_record_split(task: TaskConfig, split: SplitConfig) -> Split:
                 examples.append(example)
                 documents.append(document)
     labels.finish()
-    selection.report(out.reports)
+    selection.report()
     out.examples = examples
     if task.columns.document is not None:
         out.examples = _join(examples, documents)

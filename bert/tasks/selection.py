@@ -1,10 +1,10 @@
 """Which records a split takes: those whose fields have one of the values of `where`."""
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from bert.tasks.configuration import Scalar, SplitConfig
+from bert.tasks.examples import BY_VALUE, Split
 from bert.tasks.fields import describe
 from distributed.errors import BadInput
 
@@ -14,7 +14,8 @@ UNMATCHED = "values of where that no record has"
 class Selection:
     """The `where` of a split, and which of its values a record has had."""
 
-    def __init__(self, split: SplitConfig) -> None:
+    def __init__(self, split: SplitConfig, out: Split) -> None:
+        self._out = out
         self._wanted = {
             name: wanted if isinstance(wanted, list) else [wanted]
             for name, wanted in split.where.items()
@@ -30,13 +31,15 @@ class Selection:
             value = find(name)
             found = {(name, i) for i, one in enumerate(wanted) if _equals(value, one, place, name)}
             self._unmatched -= found
+            if found != {(name, i) for i, one in enumerate(wanted) if str(value) == str(one)}:
+                self._out.newer_rules.add(BY_VALUE)
             is_taken = is_taken and bool(found)
         return is_taken
 
-    def report(self, reports: Counter[str]) -> None:
+    def report(self) -> None:
         """Count the values that no record has: one of them may be misspelt."""
         if self._unmatched:
-            reports[UNMATCHED] += len(self._unmatched)
+            self._out.reports[UNMATCHED] += len(self._unmatched)
 
 
 def _equals(value: Any, wanted: Scalar, place: str, column: str) -> bool:

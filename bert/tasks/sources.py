@@ -10,13 +10,13 @@ import io
 import json
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bert.tasks.configuration import HUB_PREFIX
+from bert.tasks.examples import Split
 from bert.tasks.tables import read_cells
 from distributed.errors import BadInput
 
@@ -97,7 +97,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_records(
-    source: str, *, header: bool, quotes: bool | None = None, reports: Counter[str] | None = None
+    source: str, *, header: bool, quotes: bool | None = None, out: Split | None = None
 ) -> Iterator[Record | WrongColumns]:
     """Records of a table, a JSON-lines file, a JSON array or a hub data set.
 
@@ -108,7 +108,7 @@ def read_records(
         source: a file, or hub:NAME[:CONFIG[:SPLIT]].
         header: whether a table's first row names its columns.
         quotes: whether a table's cells may be in quotes; None decides from the table.
-        reports: counts what was read as it is and might be meant otherwise.
+        out: counts what was read as it is and might be meant otherwise.
     """
     if source.startswith(HUB_PREFIX):
         yield from _read_hub(source)
@@ -124,8 +124,8 @@ def read_records(
             raise BadInput(f"{path} has commas, so its cells may be in quotes: unset task.quotes")
         yield from _read_table(_read_csv(text, path), path, header=header)
     else:
-        found = Counter() if reports is None else reports
-        rows = read_cells(text, str(path), header=header, quotes=quotes, reports=found)
+        found = Split([]) if out is None else out
+        rows = read_cells(text, str(path), header=header, quotes=quotes, out=found)
         yield from _read_table(rows, path, header=header)
 
 

@@ -29,8 +29,8 @@ from bert.tasks.reading_tags import read_tag_split
 from bert.tasks.reading_text import read_folder_split, read_record_split
 from distributed.errors import BadInput
 
-# Raised when the same files may give other examples than before; a run records it when it begins,
-# so that a difference is put down to the rules and not to the files. Runs without it are older.
+# Raised when the same files may give other examples than before; a run records it when it begins.
+# Runs that did not record it are older.
 READING_RULES = 2
 _READERS: dict[str, Callable[[TaskConfig, SplitConfig], Split]] = {
     "records": read_record_split,
@@ -58,12 +58,17 @@ class TaskData:
     fingerprint: str = field(default="")  # of all examples and labels
     classes: ClassCounts = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # about the classes
+    newer_rules: tuple[str, ...] = ()  # newer than the first, and without them it would be another
 
     @property
     def splits(self) -> dict[str, Split]:
         """The splits that there are, by name."""
         there = {"train": self.train, "dev": self.dev, "test": self.test}
         return {name: split for name, split in there.items() if split is not None}
+
+    def without_examples(self) -> "TaskData":
+        """The same as far as it is small."""
+        return replace(self, train=Split([]), dev=Split([]), test=None)
 
 
 def load_task(task: TaskConfig, *, begun_labels: Sequence[str] | None = None) -> TaskData:
@@ -105,6 +110,7 @@ def load_task(task: TaskConfig, *, begun_labels: Sequence[str] | None = None) ->
         fingerprint=_fingerprint([s.examples if s else () for s in (train, dev, test)], labels),
         classes=counts,
         warnings=find_warnings(counts, labels, task),
+        newer_rules=tuple(sorted({rule for s in data.splits.values() for rule in s.newer_rules})),
     )
 
 

@@ -17,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from bert.tasks.examples import NO_QUOTES, Split
 from distributed.errors import BadInput
 
 KEPT_QUOTES = "cells in quotes with doubled quotes inside read as they are (see task.quotes)"
@@ -27,7 +28,7 @@ _QUOTED_ALIKE = re.compile(r'(?:^|\t)"[^"\t]*(?:""[^"\t]*)+"(?=\t|$)')
 
 
 def read_cells(
-    text: str, place: str, *, header: bool, quotes: bool | None, reports: Counter[str]
+    text: str, place: str, *, header: bool, quotes: bool | None, out: Split
 ) -> Iterator[tuple[int, list[str]]]:
     """Number of its first line, and cells, of each row that is not blank.
 
@@ -36,7 +37,7 @@ def read_cells(
         place: the file's name, for messages.
         header: whether the first row names the columns.
         quotes: whether cells may be quoted; None decides from the table.
-        reports: counts what was read as it is and might be meant otherwise.
+        out: counts what was read as it is and might be meant otherwise.
 
     Raises:
         BadInput: the table cannot be read so, or the answer is not known.
@@ -45,9 +46,10 @@ def read_cells(
     if quotes is None:
         quotes = '"' in text and _find_quoting(text, place, header=header)
     if quotes:
+        out.newer_rules.add(NO_QUOTES)
         yield from _read_quoted(text, place)
     else:
-        yield from _read_plain(text, reports, is_known=is_known)
+        yield from _read_plain(text, out.reports, is_known=is_known)
 
 
 def _find_quoting(text: str, place: str, *, header: bool) -> bool:

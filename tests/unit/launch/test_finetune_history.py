@@ -17,6 +17,32 @@ from launch.run_folder import RunFolder, run_folder_of
 TABLE = "sentence\tlabel\nabc\t1\ncab\t0\nbca\t1\n"
 # A blank behind a label made a class of its own before.
 BLANK = TABLE.replace("cab\t0", "cab\t0 ")
+NUMBERS = "".join(f'{{"sentence": "abc", "label": {x}}}\n' for x in ("1", "0", "1.0"))
+UNLABELLED = "".join(f'{{"sentence": "abc", "label": {x}}}\n' for x in (1, 0, -1))
+QUOTED = 'sentence\tlabel\n"say ""abc"""\t1\ncab\t0\n'
+PLAIN = "ce5e4476de21dc01b6510e222b1a1940d38ea090e6bf0af17327b1df1967f1b5"
+SINCE = {
+    "blank": (
+        BLANK,
+        "5296fd76c9de59eddfb4d3186971323baaf36019ae89d4a327e5a7734f522c78",
+        "labels lose the blanks at their ends",
+    ),
+    "number": (
+        NUMBERS,
+        "2032e67048ed5cfd3846cc2511086c78c11b9590152bc580783773e3e9b2ec4f",
+        "numbers count by value",
+    ),
+    "unlabelled": (
+        UNLABELLED,
+        "efc3997c5b751736e239224355eb23bb7df617a0715f5b800c089d9262da11a7",
+        "the label -1 means unlabelled",
+    ),
+    "quoted": (
+        QUOTED,
+        "8181b23cc851304fbd664eec535fe0364cfa01169e9b3f97871f9683982107b5",
+        "cells of a quoted table lose their quotes",
+    ),
+}  # file, fingerprint of before, what is new
 
 
 @pytest.fixture
@@ -48,14 +74,25 @@ def config(tmp_path: Path, vocab: Path) -> FinetuneConfig:
     return resolve_finetune_paths(FinetuneConfig.model_validate(fields)).for_seed(1)
 
 
-def begin(config: FinetuneConfig, *, rules: int | None, is_finished: bool = False) -> RunFolder:
-    """Begin a run; with `rules` None as a version did that did not record them."""
+def begin(
+    config: FinetuneConfig,
+    *,
+    rules: int | None,
+    is_finished: bool = False,
+    fingerprint: str | None = None,
+) -> RunFolder:
+    """Begin a run; with `rules` None as a version did that did not record them.
+
+    `fingerprint`: of the examples that another version read.
+    """
     begin_finetune(config, check_finetune(config))
     folder = run_folder_of(config)
     identity = json.loads(folder.identity_file.read_text())
     assert identity["task"].pop("reading") == 2
     if rules is not None:
         identity["task"]["reading"] = rules
+    if fingerprint is not None:
+        identity["task"]["fingerprint"] = fingerprint
     folder.identity_file.write_text(json.dumps(identity))
     if is_finished:
         scores = {"dev": {}, "test": {}, "labels": ["0", "1"], "total_steps": 7}
@@ -81,6 +118,12 @@ def test_the_rules_are_recorded_and_the_classes_told(
     assert plan.labels == ["0", "1"] and plan.identity["task"]["reading"] == 2
 
 
+def test_the_fingerprint_is_that_of_before(config: FinetuneConfig) -> None:
+    """What commit 1394c07 gave for the table, whose examples are the same under all rules."""
+    folder = begin(config, rules=None)
+    assert json.loads(folder.identity_file.read_text())["task"]["fingerprint"] == PLAIN
+
+
 @pytest.mark.parametrize("text", [TABLE, BLANK])
 def test_a_run_goes_on_if_its_examples_are_the_same(config: FinetuneConfig, text: str) -> None:
     """Here the same examples come of both files; the identity stays as the run began it."""
@@ -94,34 +137,30 @@ def test_a_run_goes_on_if_its_examples_are_the_same(config: FinetuneConfig, text
     assert same_as_before(config)
 
 
-def test_other_examples_are_put_down_to_the_rules(config: FinetuneConfig) -> None:
-    folder = begin(config, rules=None)
+@pytest.mark.parametrize("name", SINCE)
+def test_other_examples_are_put_down_to_the_rules(config: FinetuneConfig, name: str) -> None:
+    """Each fingerprint is what the version before the rules, commit 1394c07, gave for the file."""
+    text, fingerprint, rule = SINCE[name]
+    table_of(config).write_text(text)
+    folder = begin(config, rules=None, fingerprint=fingerprint)
+    for check in (check_finetune, same_as_before):
+        with pytest.raises(BadInput) as error:
+            check(config)
+        sentence = str(error.value)
+        assert sentence.startswith(f"{folder.path} began under earlier rules of reading task files")
+        assert f"({rule})" in sentence and "the content of" not in sentence
+
+
+@pytest.mark.parametrize("rules", [None, 2])
+def test_other_files_are_still_told(config: FinetuneConfig, rules: int | None) -> None:
+    """No newer rule shaped these examples, so the file has changed."""
+    begin(config, rules=rules)
     table_of(config).write_text(TABLE.replace("abc", "aaa"))
-    with pytest.raises(BadInput) as error:
-        check_finetune(config)
-    sentence = str(error.value)
-    assert sentence.startswith(f"{folder.path} began under earlier rules of reading task files")
-    assert "the content of" not in sentence
-    with pytest.raises(BadInput, match="began under earlier rules of reading task files"):
-        same_as_before(config)
-
-
-def test_other_settings_are_told_beside_the_rules(config: FinetuneConfig) -> None:
-    begin(config, rules=None)
-    table_of(config).write_text(TABLE.replace("abc", "aaa"))
-    train = config.train.model_copy(update={"learning_rate": 0.5})
-    with pytest.raises(BadInput) as error:
-        check_finetune(config.model_copy(update={"train": train}))
-    assert "train.learning_rate was 3e-05 and is now 0.5" in str(error.value)
-    assert "the rules by which task files are read was null and is now 2" in str(error.value)
-    assert "the content of" not in str(error.value)
-
-
-def test_other_files_are_still_told_under_the_same_rules(config: FinetuneConfig) -> None:
-    begin(config, rules=2)
-    table_of(config).write_text(TABLE.replace("abc", "aaa"))
-    with pytest.raises(BadInput, match="the content of task.train, task.dev or task.test was"):
-        check_finetune(config)
+    for check in (check_finetune, same_as_before):
+        with pytest.raises(BadInput) as error:
+            check(config)
+        assert "the content of task.train, task.dev or task.test was" in str(error.value)
+        assert "rules" not in str(error.value)
 
 
 def test_files_that_the_rules_of_today_refuse(config: FinetuneConfig) -> None:
@@ -137,14 +176,14 @@ def test_files_that_the_rules_of_today_refuse(config: FinetuneConfig) -> None:
     assert str(error.value).endswith("does not exist")
 
 
-@pytest.mark.parametrize("text", [TABLE.replace("abc", "aaa"), '{"sentence": 5, "label": 1}\n'])
+@pytest.mark.parametrize("text", [BLANK, '{"sentence": 5, "label": 1}\n'])
 def test_a_finished_run_stays_finished(config: FinetuneConfig, text: str) -> None:
-    folder = begin(config, rules=None, is_finished=True)
+    folder = begin(config, rules=None, is_finished=True, fingerprint=SINCE["blank"][1])
     table_of(config).write_text(text)
     plan = check_finetune(config)
     assert plan.is_complete and plan.labels == ["0", "1"] and plan.total_steps == 7
     (note,) = plan.notes
-    assert note.startswith(f"{folder.path} was read under earlier rules")
+    assert note.startswith(f"{folder.path} read its files by earlier rules")
     assert not same_as_before(config)
     # What it has not scored yet must be read.
     scores = {**json.loads(folder.results_file.read_text()), "test": None}
@@ -153,8 +192,9 @@ def test_a_finished_run_stays_finished(config: FinetuneConfig, text: str) -> Non
         check_finetune(config)
 
 
-def test_a_finished_run_of_these_rules_tells_other_files(config: FinetuneConfig) -> None:
-    begin(config, rules=2, is_finished=True)
+@pytest.mark.parametrize("rules", [None, 2])
+def test_a_finished_run_tells_other_files(config: FinetuneConfig, rules: int | None) -> None:
+    begin(config, rules=rules, is_finished=True)
     assert check_finetune(config).is_complete and check_finetune(config).notes == []
     table_of(config).write_text(TABLE.replace("abc", "aaa"))
     with pytest.raises(BadInput, match="the content of task.train"):
@@ -168,5 +208,5 @@ def same_as_before(config: FinetuneConfig) -> bool:
     return check_unchanged(
         config,
         fingerprint_of_model=lambda _: model,
-        fingerprint_of_data=lambda task: load_task(task).fingerprint,
+        read_data=load_task,
     )

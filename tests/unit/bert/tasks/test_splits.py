@@ -7,7 +7,7 @@ import pytest
 from bert.tasks.configuration import TaskConfig
 from bert.tasks.examples import TextExample
 from distributed.errors import BadInput
-from tests.unit.bert.tasks.reading import Write, load, texts
+from tests.unit.bert.tasks.reading import RELATION, SEVERAL, TOKENS, Write, load, texts
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,62 @@ def test_dev_is_drawn_by_content(write: Write) -> None:
         drawn.append({e.text for e in data.dev.examples if isinstance(e, TextExample)})
         assert not drawn[-1] & {t for t, _, _ in texts(data)}
     assert drawn[0] == drawn[1] and len(drawn[0]) == 10
+
+
+NER = "a\tB-X\nb\tI-Y\n"
+DDI = (
+    '<document><sentence id="s" text="ab cd"><entity id="a" charOffset="0-1" text="ab"/>'
+    '<entity id="b" charOffset="{0}" text="cd"/><pair e1="a" e2="b" ddi="false"/>'
+    '<pair e1="b" e2="a" ddi="true" type="int"/></sentence></document>'
+)
+TABLE = "sentence\tlabel\na\t{0}\nb\t1\n"
+LINES = '{{"sentence": "a", "label": {0}}}\n{{"sentence": "b", "label": {1}}}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fields", "rules"),
+    [
+        ("t.tsv", TABLE.format("0"), {}, ()),
+        ("t.tsv", TABLE.format("0 "), {}, ("labels lose the blanks at their ends",)),
+        ("t.tsv", TABLE.format("0").replace("\na", '\n"a"'), {}, ()),
+        (
+            "t.tsv",
+            TABLE.format("0").replace("\na", '\n"a""a"'),
+            {},
+            ("cells of a quoted table lose their quotes",),
+        ),
+        ("t.jsonl", LINES.format(0, 1), {}, ()),
+        ("t.jsonl", LINES.format(0.0, 1.0), {}, ()),
+        ("t.jsonl", LINES.format(0, 1.0) + LINES.format(1, 0), {}, ("numbers count by value",)),
+        (
+            "t.jsonl",
+            LINES.format(0, 1) + LINES.format(-1, 0),
+            {},
+            ("the label -1 means unlabelled",),
+        ),
+        ("t.jsonl", LINES.format(-1, 1), {"labels": ["-1", "1"]}, ()),
+        ("t.jsonl", LINES.format(0, 1), {"label_map": {"1": "x"}}, ()),
+        ("t.jsonl", LINES.format(0, 1), {"label_map": {"1.0": "x"}}, ("numbers count by value",)),
+        ("t.jsonl", LINES.format(1, "[2]"), SEVERAL, ()),
+        ("t.jsonl", LINES.format(0, "[2]"), SEVERAL, ("numbers count by value",)),
+        ("t.txt", NER, TOKENS, ()),
+        (
+            "t.txt",
+            NER,
+            {**TOKENS, "merge_types": "E"},
+            ("entities are found before their types are merged",),
+        ),
+        ("a.xml", DDI.format("3-4"), {**RELATION, "format": "ddi"}, ()),
+        (
+            "a.xml",
+            DDI.format("2-3"),
+            {**RELATION, "format": "ddi"},
+            ("a text counts where its offsets disagree",),
+        ),
+    ],
+)
+def test_newer_rules_are_named_where_they_matter(
+    write: Write, name: str, text: str, fields: dict[str, Any], rules: tuple[str, ...]
+) -> None:
+    """Rules since the first version, which a refusal of a run that has begun puts forward."""
+    assert load(str(write(name, text)), **fields).newer_rules == rules

@@ -6,13 +6,13 @@ Quoted tables are written by csv.writer and by pandas, and must come back cell f
 import csv
 import io
 import random
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pytest
 
+from bert.tasks.examples import Split
 from bert.tasks.tables import KEPT_QUOTES, read_cells
 from distributed.errors import BadInput
 from tests.unit.bert.tasks.reading import Write, load, texts
@@ -34,8 +34,8 @@ def written(rows: list[list[Any]], **options: Any) -> str:
 
 
 def cells(text: str, *, header: bool = True, quotes: bool | None = None) -> list[list[str]]:
-    reports: Counter[str] = Counter()
-    return [row for _, row in read_cells(text, "t", header=header, quotes=quotes, reports=reports)]
+    out = Split([])
+    return [row for _, row in read_cells(text, "t", header=header, quotes=quotes, out=out)]
 
 
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
