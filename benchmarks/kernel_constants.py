@@ -2,8 +2,8 @@
 
     python benchmarks/kernel_constants.py
 
-Both are least-squares fits in Chebyshev polynomials on a dense grid, whose weights are raised where the
-error is large until it is about level (Lawson's method), evaluated in fp32 as the kernel does.
+Both are least-squares fits in Chebyshev polynomials on a dense grid, whose weights are raised where
+the error is large until it is about level (Lawson's method), evaluated in fp32 as the kernel does.
 """
 
 import math
@@ -19,7 +19,11 @@ EDGE = 3.92  # erf is within 3e-8 of 1 beyond
 
 
 def fit(
-    f: Callable[[Array], Array], low: float, high: float, degree: int, weight: Callable[[Array], Array]
+    f: Callable[[Array], Array],
+    low: float,
+    high: float,
+    degree: int,
+    weight: Callable[[Array], Array],
 ) -> Array:
     """Coefficients, lowest first, in u, which runs from -1 to 1 as x does from low to high."""
     x = np.cos(np.linspace(0, math.pi, 4001)) * (high - low) / 2 + (high + low) / 2

@@ -105,8 +105,8 @@ def export(
     OUT_DIR loads with AutoModelForMaskedLM and needs no code of ours. It holds the configuration,
     the tokenizer, fp32 weights, keep_mask.safetensors with the masks, and a model card with the
     sparsity report. Reads the model section that the checkpoint was trained with.
-    With --format sparse, RUN_OR_CHECKPOINT may also be a Hugging Face folder, and OUT_DIR opens with
-    sparsebert.load_sparse alone: see docs/formats.md.
+    With --format sparse, RUN_OR_CHECKPOINT may also be a Hugging Face folder, and OUT_DIR opens
+    with sparsebert.load_sparse alone: see docs/formats.md.
 
     \b
     Examples:

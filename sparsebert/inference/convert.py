@@ -39,9 +39,9 @@ def to_sparse(
         fallback: without a compiled kernel leave the model dense, with a warning, instead of
             raising.
         force: convert a model that is too dense to gain anything.
-        keep_masks: bool masks (True = kept) by the names of the encoder's matrices in BertModel, such
-            as encoder.layer.0.output.dense.weight: weights that are kept although they are zero
-            then survive save_sparse.
+        keep_masks: bool masks (True = kept) by the names of the encoder's matrices in BertModel,
+            such as encoder.layer.0.output.dense.weight: weights that are kept although they are
+            zero then survive save_sparse.
 
     Raises:
         BadInput: the model, or this machine, cannot do it; the message says what to change.

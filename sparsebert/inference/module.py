@@ -15,9 +15,9 @@ from sparsebert.inference.packing import PackedReader, pack
 class SparseEncoder(nn.Module):
     """All layers of a BERT encoder in one call of the kernel.
 
-    The packed weights are its only state: one uint8 buffer, so that copies, forks, pickles and moves
-    between devices need nothing special. `state_dict` gives the dense tensors that they were made
-    of, under BertEncoder's names, bit for bit.
+    The packed weights are its only state: one uint8 buffer, so that copies, forks, pickles and
+    moves between devices need nothing special. `state_dict` gives the dense tensors that they were
+    made of, under BertEncoder's names, bit for bit.
     """
 
     packed: torch.Tensor
@@ -53,6 +53,12 @@ class SparseEncoder(nn.Module):
                 "an input of the sparse encoder requires grad, but it has no backward: call the "
                 "model under torch.no_grad(), or use the dense model"
             )
+        where = {hidden_states.device.type, self.packed.device.type}
+        if where != {"cpu"}:
+            raise BadInput(
+                f"the sparse encoder runs on CPUs, but it was moved to, or called on, "
+                f'{(where - {"cpu"}).pop()}: move the model and its inputs back with .to("cpu")'
+            )
         if not isinstance(attention_mask, torch.Tensor | None):
             raise BadInput(
                 f"the attention mask is a {type(attention_mask).__name__}, which only flex "
@@ -62,7 +68,7 @@ class SparseEncoder(nn.Module):
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=output)
 
     def train(self, mode: bool = True) -> "SparseEncoder":
-        """Evaluation only: train(True) raises."""
+        """There is evaluation only: True raises."""
         if mode:
             raise BadInput(
                 "train(True) was called, but a sparse encoder has no backward: call model.eval(), "

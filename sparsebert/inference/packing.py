@@ -19,8 +19,8 @@ from sparsebert.inference.layout import MATRICES, VECTORS, Dimensions
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MAGIC = b"SBPACK01"
-# 128 inputs of 64 tokens in fp32 are the 32 KiB of a first-level cache. With 192 the same model took
-# 2 to 3 % more time on an Emerald Rapids, with 384 14 % more.
+# 128 inputs of 64 tokens in fp32 are the 32 KiB of a first-level cache. With 192 the same model
+# took 2 to 3 % more time on an Emerald Rapids, with 384 14 % more.
 BLOCK_INPUTS = 128
 # Chunks of rows that threads share; more would shorten the runs of equal counts.
 _CHUNKS, _ROWS_PER_CHUNK = 4, 96
@@ -149,7 +149,7 @@ def _pack_matrix(writer: _Writer, dense: Array, is_entry: Array) -> int:
 def _cut_rows(entries: Array, chunks: int) -> Array:
     """First row of each chunk and the end: about equal numbers of entries, no chunk empty."""
     below = np.concatenate([[0], np.cumsum(entries)])
-    cuts = np.searchsorted(below, below[-1] * np.arange(chunks + 1) / chunks)
+    cuts: Array = np.searchsorted(below, below[-1] * np.arange(chunks + 1) / chunks)
     cuts[0], cuts[-1] = 0, len(entries)
     if (np.diff(cuts) < 1).any():  # hardly any entries: cut by rows
         cuts = np.arange(chunks + 1) * len(entries) // chunks
@@ -213,7 +213,7 @@ class PackedReader:
 
     def matrices(self, layer: int) -> dict[str, Unpacked]:
         """Every weight matrix of a layer, by its name within the layer."""
-        found = {}
+        found: dict[str, Unpacked] = {}
         for slot, names in enumerate(MATRICES.values()):
             rows, inputs, parts, signs_at = self._matrix(layer, slot)
             weight = np.zeros((rows, inputs), dtype=np.float32)
@@ -239,13 +239,13 @@ class PackedReader:
 
     def vectors(self, layer: int) -> dict[str, torch.Tensor]:
         """Every bias and LayerNorm tensor of a layer, by its name within the layer."""
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for slot, names in enumerate(VECTORS):
             lengths = [self.dimensions.shape(name)[0] for name in names]
             at = int(self._layers[layer, len(MATRICES) + slot])
             stacked = torch.from_numpy(self._array(at, sum(lengths), "<f4").copy())
             found |= dict(
-                zip(names, (part.clone() for part in stacked.split(lengths)), strict=True)
+                zip(names, (part.clone() for part in torch.split(stacked, lengths)), strict=True)
             )
         return found
 

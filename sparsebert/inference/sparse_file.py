@@ -2,9 +2,9 @@
 
 The folder has config.json, the tokenizer's files and sparse.safetensors (docs/formats.md). A matrix
 of the encoder is two tensors there: NAME.mask, a bit a weight (lowest bit first, 1 = stored), and
-NAME.values, the fp32 weights whose bit is set, row by row; where weights without a bit are -0.0 there
-is NAME.signs, a bit a weight as well. Every other tensor stands under its own name. There is no
-model.safetensors: AutoModel fails on such a folder instead of starting at random.
+NAME.values, the fp32 weights whose bit is set, row by row; where weights without a bit are -0.0
+there is NAME.signs, a bit a weight as well. Every other tensor stands under its own name. There is
+no model.safetensors: AutoModel fails on such a folder instead of starting at random.
 """
 
 import contextlib
@@ -160,7 +160,7 @@ def _pack_bits(bits: torch.Tensor) -> torch.Tensor:
 
 def _hash(tensor: torch.Tensor) -> str:
     data = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else tensor.new_zeros(0)
-    return hashlib.sha256(data.numpy()).hexdigest()
+    return hashlib.sha256(data.numpy().data).hexdigest()
 
 
 def _digest(hashes: Mapping[str, str]) -> str:
@@ -196,7 +196,7 @@ class SparseFile:
     def __init__(self, file: Path) -> None:
         self._path = file
         try:
-            self._file = safe_open(file, framework="pt").__enter__()
+            self._file: Any = safe_open(file, framework="pt")
             metadata = self._file.metadata() or {}
             self._names = set(self._file.keys())
         except (OSError, SafetensorError) as error:
@@ -301,7 +301,7 @@ def load_sparse(
 
 
 def _return_freed_memory() -> None:
-    """glibc keeps what decoding freed, tens of megabytes, unless it is asked."""
+    """Glibc keeps what decoding freed, tens of megabytes, unless it is asked."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

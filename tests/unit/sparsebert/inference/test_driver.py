@@ -32,10 +32,36 @@ SHAPES = [
 def compile_driver(folder: Path, flags: list[str], compiler: str = "c++") -> Path:
     c_compiler = {"c++": "cc", ARM_COMPILER: ARM_COMPILER.replace("g++", "gcc")}[compiler]
     built = folder / "driver"
-    common = ["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-maybe-uninitialized", *flags]
+    common = [
+        "-O2",
+        "-g",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-psabi",
+        "-Wno-maybe-uninitialized",
+        *flags,
+    ]
     commands = [
-        [c_compiler, "-std=c11", "-D_POSIX_C_SOURCE=200809L", *common, "-c", DRIVER, "-o", folder / "d.o"],
-        [compiler, "-std=c++17", *common, SOURCE_FOLDER / "encoder.cpp", folder / "d.o", "-o", built]
+        [
+            c_compiler,
+            "-std=c11",
+            "-D_POSIX_C_SOURCE=200809L",
+            *common,
+            "-c",
+            DRIVER,
+            "-o",
+            folder / "d.o",
+        ],
+        [
+            compiler,
+            "-std=c++17",
+            *common,
+            SOURCE_FOLDER / "encoder.cpp",
+            folder / "d.o",
+            "-o",
+            built,
+        ]
         + ["-lpthread", "-lm"],
     ]
     for command in commands:
@@ -61,7 +87,17 @@ def write_cases(folder: Path) -> list[Path]:
         added = None if mask is None else prepare_mask(mask, batch, length, heads)
         floats = 0 if added is None else added.untyped_storage().nbytes() // 4
         strides = (0, 0, 0, 0) if added is None else added.stride()
-        head = (packed.numel(), batch, length, hidden, heads, added is not None, *strides, floats, threads)
+        head = (
+            packed.numel(),
+            batch,
+            length,
+            hidden,
+            heads,
+            added is not None,
+            *strides,
+            floats,
+            threads,
+        )
         data = struct.pack("<12q", *head) + packed.numpy().tobytes() + x.numpy().tobytes()
         if added is not None:
             whole = torch.empty(0).set_(added.untyped_storage())
