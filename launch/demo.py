@@ -21,6 +21,8 @@ from launch.run_folder import RunFolder, read_metrics
 MARGIN_NATS = 0.2
 EXPORT = Path("exports/demo-pubmed")
 SENTENCE = "The patients were treated with [MASK] for six weeks."
+# The exported model, measured by sparsebert bench.
+ENGINES, HEADINGS = ("torch", "sparse"), ("dense ms", "sparse ms")
 # name of the run, what it is, the validation set of its own stage, and whether it must get
 # MARGIN_NATS below the unigram predictor there or must not
 STAGES = (
@@ -77,14 +79,14 @@ def _total_steps(folder: RunFolder) -> int:
     return int(yaml.safe_load(folder.config_file.read_text())["train"]["total_steps"])
 
 
-def build_table(results: list[StageResult]) -> Table:
-    """One row a stage."""
+def build_table(results: list[StageResult], milliseconds: dict[str, str]) -> Table:
+    """One row a stage; `milliseconds` by engine are those of the exported one."""
     table = Table(
         title="MLM loss on held-out text, nats a masked token (unigram predictor's beside)"
     )
     for heading in ("run", "steps", "tokens", "seconds", "tokens/s", "general", "PubMed"):
         table.add_column(heading, justify="left" if heading == "run" else "right")
-    for heading in ("below unigram", "sparsity", "of all weights", "mask digest"):
+    for heading in ("below unigram", "sparsity", "of all weights", "mask digest", *HEADINGS):
         table.add_column(heading, justify="right")
     for r in results:
         losses = [
@@ -102,6 +104,7 @@ def build_table(results: list[StageResult]) -> Table:
             f"{r.last['sparsity/actual']:.1%}",
             f"{r.last['sparsity/actual_all_weights']:.1%}",
             r.last["sparsity/digest"],
+            *(milliseconds.get(e, "") if EXPORT.name == r.name else "" for e in ENGINES),
         )
     return table
 
@@ -121,6 +124,24 @@ def fill_in_a_fresh_process() -> list[tuple[str, float]]:
     return [(word, p) for word, p in json.loads(done.stdout.splitlines()[-1])]
 
 
+def measure_export() -> dict[str, str]:
+    """Milliseconds of the exported model for 128 tokens on one thread, dense and sparse.
+
+    The demo's model is small and the machine may be busy: benchmarks/results has figures.
+    """
+    from sparsebert.inference.bench import run_bench
+    from sparsebert.inference.errors import BadInput as NotHere
+
+    try:
+        report = run_bench(
+            EXPORT, engines=ENGINES, batches=[1], lengths=[128], rounds=5, limit_seconds=5.0
+        )
+    except NotHere as error:  # no compiler
+        print(f"the sparse model is not measured: {error}", file=sys.stderr)
+        return {}
+    return {figure.engine: f"{figure.median_ms:.1f}" for figure in report.figures}
+
+
 def main() -> int:
     """Print the report; 1 if a stage broke the promise."""
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -133,7 +154,7 @@ def main() -> int:
     for word, probability in fill_in_a_fresh_process():
         console.print(f"  {probability:6.1%}  {word}", markup=False)
     console.print()
-    console.print(build_table(results))
+    console.print(build_table(results, measure_export()))
     console.print("run folders   " + "  ".join(f"runs/{r.name}" for r in results))
     console.print(f"model         {EXPORT} (AutoModelForMaskedLM.from_pretrained)")
     console.print(f"TensorBoard   {sys.executable} -m tensorboard.main --logdir runs")

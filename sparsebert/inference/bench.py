@@ -302,8 +302,8 @@ def render(report: Report) -> str:
         f"more than {MOST_OTHER_LOAD} were left out",
         "",
         f"{'engine':<18}{'batch':>6}{'seq':>5}{'threads':>8}{'median ms':>11}{'fastest':>9}"
-        f"{'x sparse':>10}{'10-90 %':>14}{'CPU ms':>9}{'x sparse':>10}{'difference':>12}"
-        f"{'rounds':>8}",
+        f"{'x sparse':>10}{'10-90 %':>14}{'CPU ms':>9}{'x sparse':>10}"
+        f"{'difference':>12}{'rounds':>8}",
     ]
     for f in report.figures:
         ratio = spread = processor = processor_ratio = "-"

@@ -8,8 +8,9 @@ import torch
 from sparsebert.inference.errors import BadInput
 from sparsebert.inference.library import load_kernel, verify
 
-_library = torch.library.Library("sparsebert", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch
-_library.define("encoder(Tensor x, Tensor? mask, Tensor packed) -> Tensor")  # type: ignore[no-untyped-call]
+_library = torch.library.Library("sparsebert", "FRAGMENT")  # type: ignore[no-untyped-call]
+_SCHEMA = "encoder(Tensor x, Tensor? mask, Tensor packed) -> Tensor"
+_library.define(_SCHEMA)  # type: ignore[no-untyped-call]
 
 
 def _encode(x: torch.Tensor, mask: torch.Tensor | None, packed: torch.Tensor) -> torch.Tensor:
@@ -26,23 +27,11 @@ def _encode(x: torch.Tensor, mask: torch.Tensor | None, packed: torch.Tensor) ->
     return kernel.encode(x.contiguous(), scores_mask, packed, torch.get_num_threads())
 
 
-def _encode_elsewhere(
-    x: torch.Tensor, mask: torch.Tensor | None, packed: torch.Tensor
-) -> torch.Tensor:
-    where = x.device if x.device.type != "cpu" else packed.device
-    raise BadInput(
-        f"the sparse encoder runs on CPUs, but it was given tensors on {where}: move the model and "
-        'its inputs back with .to("cpu")'
-    )
-
-
 def _encode_fake(x: torch.Tensor, mask: torch.Tensor | None, packed: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 _library.impl("encoder", _encode, "CPU")  # type: ignore[no-untyped-call]
-for _key in ("CUDA", "MPS", "XPU"):
-    _library.impl("encoder", _encode_elsewhere, _key)  # type: ignore[no-untyped-call]
 torch.library.register_fake("sparsebert::encoder", _encode_fake, lib=_library)
 
 

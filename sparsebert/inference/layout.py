@@ -30,11 +30,12 @@ VECTORS: tuple[tuple[str, ...], ...] = (
 )
 # The order in which BertEncoder's own state_dict names a layer's tensors.
 LAYER_NAMES = (
-    *(
-        f"attention.self.{part}.{kind}"
-        for part in ("query", "key", "value")
-        for kind in ("weight", "bias")
-    ),
+    "attention.self.query.weight",
+    "attention.self.query.bias",
+    "attention.self.key.weight",
+    "attention.self.key.bias",
+    "attention.self.value.weight",
+    "attention.self.value.bias",
     "attention.output.dense.weight",
     "attention.output.dense.bias",
     "attention.output.LayerNorm.weight",
@@ -45,7 +46,7 @@ LAYER_NAMES = (
     "output.dense.bias",
     "output.LayerNorm.weight",
     "output.LayerNorm.bias",
-)  # fmt: skip
+)
 MATRIX_NAMES = tuple(name for names in MATRICES.values() for name in names)
 
 

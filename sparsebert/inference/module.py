@@ -53,6 +53,12 @@ class SparseEncoder(nn.Module):
                 "an input of the sparse encoder requires grad, but it has no backward: call the "
                 "model under torch.no_grad(), or use the dense model"
             )
+        where = {hidden_states.device.type, self.packed.device.type}
+        if where != {"cpu"}:
+            raise BadInput(
+                f"the sparse encoder runs on CPUs, but it was moved to, or called on, "
+                f'{(where - {"cpu"}).pop()}: move the model and its inputs back with .to("cpu")'
+            )
         if not isinstance(attention_mask, torch.Tensor | None):
             raise BadInput(
                 f"the attention mask is a {type(attention_mask).__name__}, which only flex "
@@ -62,7 +68,7 @@ class SparseEncoder(nn.Module):
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=output)
 
     def train(self, mode: bool = True) -> "SparseEncoder":
-        """Stay in evaluation mode; `mode` True raises BadInput."""
+        """There is evaluation only: True raises."""
         if mode:
             raise BadInput(
                 "train(True) was called, but a sparse encoder has no backward: call model.eval(), "

@@ -196,7 +196,7 @@ class SparseFile:
     def __init__(self, file: Path) -> None:
         self._path = file
         try:
-            self._file = safe_open(file, framework="pt").__enter__()  # type: ignore[no-untyped-call]
+            self._file = cast(Any, safe_open(file, framework="pt"))  # which has no types
             metadata = self._file.metadata() or {}
             self._names = set(self._file.keys())
         except (OSError, SafetensorError) as error:
