@@ -7,9 +7,11 @@ byte that is not UTF-8. Both work on the bytes after gzip.
 
 import codecs
 import contextlib
+import errno
 import gzip
 import re
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, cast
@@ -121,6 +123,11 @@ def unreadable(path: Path, error: Exception) -> BadInput:
     if isinstance(error, gzip.BadGzipFile) and "Not a gzipped file" in str(error):
         # The file begins as gzip does, or it would have been read as it is.
         return BadInput(f"{path} has other bytes after its gzip data: fetch it again.")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return BadInput(
+            f"There is no space left in {tempfile.gettempdir()}, where {path} is unpacked: free "
+            "some, or set TMPDIR to another folder."
+        )
     if isinstance(error, OSError) and error.strerror:
         return BadInput(
             f"{path} cannot be read ({error.strerror}): check its permissions and its disk."

@@ -87,8 +87,9 @@ def find_foreign_text(text: str, *, at_end: bool) -> Unread | None:
             return found
     if TAG.match(text):
         named = name_tags(text)
-        is_declared = DECLARATION.match(text) is not None
-        return named if is_declared else named._replace(advice=f"{named.advice}; {PASS}")
+        if DECLARATION.match(text) or not named.advice.startswith(CONVERT):
+            return named
+        return named._replace(advice=f"{named.advice}; {PASS}")
     lines = [line for line in text.split("\n") if line.strip()]
     if not at_end and len(lines) > 1:
         del lines[-1]

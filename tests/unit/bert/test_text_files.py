@@ -1,4 +1,5 @@
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -171,6 +172,8 @@ def test_the_reason_why_a_file_cannot_be_read(tmp_path: Path) -> None:
     assert "line 3 is not UTF-8 text (byte 0xE9)" in reason(gzip.compress(b"a\nb\ncaf\xe9"))
     assert "fetch it again if it is incomplete" in reason("caf\u00e9".encode()[:-1])
     assert "fetch it again" not in reason(b"caf\xe9 au lait")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert str(unreadable(tmp_path, full)).startswith("There is no space left in ")
     with pytest.raises(IsADirectoryError) as caught:
         tmp_path.open()
     assert "cannot be read (Is a directory)" in str(unreadable(tmp_path, caught.value))

@@ -210,6 +210,20 @@ def test_forms_within_a_plain_text_are_found_where_they_begin(tmp_path: Path) ->
             list(read_documents("text", [path]))
 
 
+def test_only_what_may_be_prose_is_told_how_it_passes(tmp_path: Path) -> None:
+    path = tmp_path / "input"
+    passes = "a short line and a blank line stand before it"
+    for content, is_told in ((DOC, False), ("<mediawiki/>", False), ("<ann> hello", True)):
+        path.write_text(content)
+        with pytest.raises(BadInput) as caught:
+            detect_format(path)
+        assert (passes in str(caught.value)) == is_told
+    # What the sentence advises.
+    path.write_text(f"Chat\n\n<ann> hello, {ONE}\n")
+    documents = [document.text for document in read_documents("text", [path])]
+    assert documents == ["Chat", f"<ann> hello, {ONE}"]
+
+
 def test_a_container_within_gzip_is_named(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt.gz"
     for inside, said in (

@@ -112,7 +112,7 @@ def test_records_without_text_and_empty_files_are_counted(tmp_path: Path) -> Non
         (b'{"text": "a"}\n[1]\n', "line 2 is not a JSON object"),
         (b'{"text": "a"}\n{"body": "b"}\n', "line 2 has no field 'text'.*it has body"),
         (b'{"text": 5}\n', "line 1: the field 'text' is a number, not a string"),
-        (b'[\n{"text": "a"}]', "one JSON array"),
+        (b'[\n{"text": "a"}]', "is a JSON array"),
         (b"caf\xe9\n", "line 1 is not UTF-8"),
         (b"\x01\0\0", "a binary file of an unknown form"),
         (b"PAR1 nothing", "damaged or incomplete"),
