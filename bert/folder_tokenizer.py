@@ -183,12 +183,12 @@ def _check_words(plain: Vocabulary, ids: Mapping[str, int], file: Path | None) -
     for word, index in sorted(ids.items(), key=lambda item: item[1]):
         # transformers cuts white space off a line: a word of nothing else is never found anyway.
         if word and ours.get(word) != index:
-            here = plain.words[index] if index < len(plain.words) else None
+            here = repr(plain.words[index]) if index < len(plain.words) else "nothing"
             raise BadInput(
-                f"{plain.path} has {here!r} as word {index}, and {file} has {word!r}: remove the "
+                f"{plain.path} has {here} as word {index}, and {file} has {word!r}: remove the "
                 "file that is not the model's"
                 if file is not None
-                else f"{plain.path} has {here!r} on line {index + 1}, which transformers reads as "
+                else f"{plain.path} has {here} on line {index + 1}, which transformers reads as "
                 f"{word!r}: remove the white space after it"
             )
     missing = [word for word in plain.words if word.strip() and word not in ids]

@@ -90,7 +90,8 @@ def _find_modules(source: Path) -> list[str]:
         paths = [str(module["path"]) for module in modules]
     except (OSError, ValueError, TypeError, KeyError):
         return []
-    return [path for path in paths if path == Path(path).name and (source / path).is_dir()]
+    # The transformer's own path is "", the folder itself.
+    return [path for path in paths if path and path == Path(path).name and (source / path).is_dir()]
 
 
 def _holds_weights(file: Path, source: Path) -> bool:

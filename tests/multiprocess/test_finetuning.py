@@ -282,7 +282,11 @@ def test_another_vocabulary_is_refused(folder: Path, source: RunFolder, exported
         check_is_open(task_run(folder, source.path, model=model))
     shutil.copytree(exported, folder / "model")
     (folder / "model" / "vocab.txt").write_text("\n".join(words[:-3]) + "\n")
-    with pytest.raises(BadInput, match=r"words and .*vocab.txt has"):
+    with pytest.raises(BadInput, match=r"has nothing as word \d+, and .*tokenizer.json has"):
+        check_is_open(task_run(folder, folder / "model"))
+    (folder / "model" / "tokenizer.json").unlink()
+    (folder / "model" / "vocab.txt").write_text("\n".join([*words, "zebra"]) + "\n")
+    with pytest.raises(BadInput, match=r"rows of word embeddings, and .*vocab.txt has \d+ words"):
         check_is_open(task_run(folder, folder / "model"))
 
 
