@@ -5,10 +5,10 @@
     python benchmarks/inference.py memory     # RSS of load_sparse against from_pretrained
     python benchmarks/inference.py sparsities --plot docs/inference.png
 
-Models are BERTs with random weights, each encoder matrix cut to its largest tenth (--sparsity): what
-an engine computes does not depend on the values, and a real mask was measured to take 1.04 times the
-time of a random one. The engines need the extra `bench`. Give it an idle machine: rounds with other
-load are left out, and if there are no others the report says so.
+Models are BERTs with random weights, each encoder matrix cut to its largest tenth (--sparsity):
+what an engine computes does not depend on the values, and a real mask was measured to take 1.04
+times the time of a random one. The engines need the extra `bench`. Give it an idle machine: rounds
+with other load are left out, and if there are no others the report says so.
 """
 
 import argparse

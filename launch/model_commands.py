@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from distributed.errors import BadInput
-
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
 
 
@@ -137,6 +135,7 @@ def _export_sparse(path: Path, output: Path, *, vocab: Path | None, as_json: boo
     import tempfile
 
     from distributed.checkpoint_manifest import MANIFEST
+    from distributed.errors import BadInput
     from launch.exporting import export_checkpoint
     from launch.run_folder import resolve_source
     from sparsebert.inference import errors
@@ -186,6 +185,7 @@ def bench(
     Example:
       sparsebert bench exports/serving --engines sparse,torch,onnxruntime --batch 1 --seq 128
     """  # noqa: D301 (\b keeps the lines below it apart)
+    from distributed.errors import BadInput
     from sparsebert.inference import bench as benchmark
     from sparsebert.inference import errors
 

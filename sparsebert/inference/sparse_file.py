@@ -196,9 +196,10 @@ class SparseFile:
     def __init__(self, file: Path) -> None:
         self._path = file
         try:
-            self._file: Any = safe_open(file, framework="pt")
-            metadata = self._file.metadata() or {}
-            self._names = set(self._file.keys())
+            opened: Any = safe_open(file, framework="pt")
+            self._file = opened
+            metadata: dict[str, str] = opened.metadata() or {}
+            self._names = set(opened.keys())
         except (OSError, SafetensorError) as error:
             raise BadInput(f"{file} is missing or damaged ({error}): copy it again") from None
         if not metadata.items() >= _FORMAT.items():

@@ -139,7 +139,7 @@ except ImportError as error:
 else:
     raise AssertionError("attach was found")
 """
-    blocked = {*ORDER, "deepspeed", "ray", "datasets", "pydantic", "typer", "rich", "pyarrow"}
+    blocked = {*ORDER, "deepspeed", "ray", "datasets", "pydantic", "pyarrow"}
     done = subprocess.run(
         [sys.executable, "-c", program.replace("{BLOCKED}", repr(blocked))],
         cwd=ROOT,
