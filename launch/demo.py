@@ -21,8 +21,6 @@ from launch.run_folder import RunFolder, read_metrics
 MARGIN_NATS = 0.2
 EXPORT = Path("exports/demo-pubmed")
 SENTENCE = "The patients were treated with [MASK] for six weeks."
-# The exported model, measured by sparsebert bench.
-ENGINES, HEADINGS = ("torch", "sparse"), ("dense ms", "sparse ms")
 # name of the run, what it is, the validation set of its own stage, and whether it must get
 # MARGIN_NATS below the unigram predictor there or must not
 STAGES = (
@@ -79,14 +77,14 @@ def _total_steps(folder: RunFolder) -> int:
     return int(yaml.safe_load(folder.config_file.read_text())["train"]["total_steps"])
 
 
-def build_table(results: list[StageResult], milliseconds: dict[str, str]) -> Table:
-    """One row a stage; `milliseconds` by engine are those of the exported one."""
+def build_table(results: list[StageResult]) -> Table:
+    """One row a stage."""
     table = Table(
         title="MLM loss on held-out text, nats a masked token (unigram predictor's beside)"
     )
     for heading in ("run", "steps", "tokens", "seconds", "tokens/s", "general", "PubMed"):
         table.add_column(heading, justify="left" if heading == "run" else "right")
-    for heading in ("below unigram", "sparsity", "of all weights", "mask digest", *HEADINGS):
+    for heading in ("below unigram", "sparsity", "of all weights", "mask digest"):
         table.add_column(heading, justify="right")
     for r in results:
         losses = [
@@ -104,7 +102,6 @@ def build_table(results: list[StageResult], milliseconds: dict[str, str]) -> Tab
             f"{r.last['sparsity/actual']:.1%}",
             f"{r.last['sparsity/actual_all_weights']:.1%}",
             r.last["sparsity/digest"],
-            *(milliseconds.get(e, "") if EXPORT.name == r.name else "" for e in ENGINES),
         )
     return table
 
@@ -124,8 +121,8 @@ def fill_in_a_fresh_process() -> list[tuple[str, float]]:
     return [(word, p) for word, p in json.loads(done.stdout.splitlines()[-1])]
 
 
-def measure_export() -> dict[str, str]:
-    """Milliseconds of the exported model for 128 tokens on one thread, dense and sparse.
+def build_speed_table() -> Table | None:
+    """The exported model, dense and sparse, on this machine; None where there is no compiler.
 
     The demo's model is small and the machine may be busy: benchmarks/results has figures.
     """
@@ -133,13 +130,23 @@ def measure_export() -> dict[str, str]:
     from sparsebert.inference.errors import BadInput as NotHere
 
     try:
-        report = run_bench(
-            EXPORT, engines=ENGINES, batches=[1], lengths=[128], rounds=5, limit_seconds=5.0
-        )
-    except NotHere as error:  # no compiler
+        report = run_bench(EXPORT, batches=[1], lengths=[128], rounds=5, limit_seconds=5.0)
+    except NotHere as error:
         print(f"the sparse model is not measured: {error}", file=sys.stderr)
-        return {}
-    return {figure.engine: f"{figure.median_ms:.1f}" for figure in report.figures}
+        return None
+    figures = {figure.engine: figure for figure in report.figures}
+    table = Table(title="Serving: 128 tokens on one thread, median of interleaved rounds")
+    for heading in ("model", "density", "dense ms", "sparse ms", "ratio", "largest difference"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    table.add_row(
+        str(EXPORT),
+        f"{report.density:.1%}",
+        f"{figures['torch'].median_ms:.2f}",
+        f"{figures['sparse'].median_ms:.2f}",
+        f"{figures['torch'].over_sparse or 0:.2f}",
+        f"{figures['sparse'].largest_difference:.0e}",
+    )
+    return table
 
 
 def main() -> int:
@@ -154,7 +161,10 @@ def main() -> int:
     for word, probability in fill_in_a_fresh_process():
         console.print(f"  {probability:6.1%}  {word}", markup=False)
     console.print()
-    console.print(build_table(results, measure_export()))
+    console.print(build_table(results))
+    speed = build_speed_table()
+    if speed is not None:
+        console.print(speed)
     console.print("run folders   " + "  ".join(f"runs/{r.name}" for r in results))
     console.print(f"model         {EXPORT} (AutoModelForMaskedLM.from_pretrained)")
     console.print(f"TensorBoard   {sys.executable} -m tensorboard.main --logdir runs")
