@@ -178,6 +178,9 @@ def bench(
     seq: Annotated[str, typer.Option(help="Tokens a sequence, with commas.")] = "16,128",
     threads: Annotated[int, typer.Option(min=1, help="Of every engine.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="To keep for each shape.")] = 15,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="At most for each shape, however busy the machine is.")
+    ] = 120,
     as_json: AsJson = False,
 ) -> None:
     """Measure how fast a model runs on this machine's CPU: sparse, and by other engines.
@@ -202,6 +205,7 @@ def bench(
             lengths=benchmark.parse_numbers(seq, "--seq"),
             threads=threads,
             rounds=rounds,
+            limit_seconds=seconds,
             tell=lambda line: typer.echo(line, err=True),
         )
     except errors.BadInput as error:

@@ -354,6 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seq", default="16,128", help="tokens a sequence")
     parser.add_argument("--threads", type=int, default=1, help="of every engine")
     parser.add_argument("--rounds", type=int, default=15, help="to keep for each shape")
+    parser.add_argument("--seconds", type=float, default=120.0, help="at most for each shape")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)
@@ -365,6 +366,7 @@ def main(arguments: list[str] | None = None) -> int:
             lengths=parse_numbers(options.seq, "--seq"),
             threads=options.threads,
             rounds=options.rounds,
+            limit_seconds=options.seconds,
             tell=lambda line: print(line, file=sys.stderr),
         )
     except BadInput as error:

@@ -54,7 +54,7 @@ def test_a_folder_is_exported_for_serving(tmp_path: Path) -> None:
 
 def test_bench(tmp_path: Path) -> None:
     build(density=0.1).save_pretrained(tmp_path / "dense")
-    options = ["--batch", "1,2", "--seq", "9", "--rounds", "1"]
+    options = ["--batch", "1,2", "--seq", "9", "--rounds", "1", "--seconds", "5"]
     done = sparsebert("bench", tmp_path / "dense", *options, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
