@@ -33,7 +33,7 @@ from distributed.hashing import hex_digest
 from distributed.partition import Fragment
 from sparsity.masks import FragmentMask
 from sparsity.pattern_name import PatternName
-from sparsity.pruning import count_pruned, update_masks
+from sparsity.pruning import AllReduce, count_pruned, update_masks
 from sparsity.schedule import SparsityConfig
 from sparsity.targets import build_scopes
 
@@ -54,8 +54,8 @@ def prune_folder(
     config: SparsityConfig,
     *,
     match: Sequence[str] = (),
-    rank: int,
-    ranks: int,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> PruneReport:
     """Collective: write `source` with its smallest weights set to zero as the folder `output`.
 
@@ -93,9 +93,12 @@ def prune_folder(
             if before:
                 mask.load(before[name].view(-1)[start:stop])
             masters[mask] = _read_range(groups[name][0], start, stop)
-    _check_finite(source, prunable, masters)
+    all_reduce: AllReduce = (
+        all_reduce_sum if ranks > 1 else torch.clone
+    )  # alone, without a process group
+    _check_finite(source, prunable, masters, all_reduce)
     owned = {mask: mask.owned_digest() for mask in masters}
-    earlier = count_pruned(prunable, owned, all_reduce_sum)
+    earlier = count_pruned(prunable, owned, all_reduce)
     wanted = []
     for scope in scopes:
         have = sum(earlier.by_name[name] for name in scope.names)
@@ -111,11 +114,11 @@ def prune_folder(
         wanted,
         rank=rank,
         ranks=ranks,
-        all_reduce=all_reduce_sum,
+        all_reduce=all_reduce,
     )
     by_name = {n: earlier.by_name[n] + update.newly.by_name[n] for n in prunable}
     digest = hex_digest(earlier.digest + update.newly.digest)
-    keep = _gather_masks(masters, chosen)
+    keep = _gather_masks(masters, chosen, all_reduce)
     report = PruneReport(
         output=output,
         prunable=sum(math.prod(shape) for shape in chosen.values()),
@@ -203,13 +206,16 @@ def _load_masks(source: Path, chosen: dict[str, tuple[int, ...]]) -> dict[str, t
 
 
 def _check_finite(
-    source: Path, names: Sequence[str], masters: dict[FragmentMask, torch.Tensor]
+    source: Path,
+    names: Sequence[str],
+    masters: dict[FragmentMask, torch.Tensor],
+    all_reduce: AllReduce,
 ) -> None:
     """Collective: refuse, naming it, a tensor with a weight that is infinite or NaN."""
     wrong = torch.zeros(len(names), dtype=torch.int64)
     for mask, master in masters.items():
         wrong[names.index(mask.fragment.name)] += (~master.isfinite()).sum()
-    for name, count in zip(names, all_reduce_sum(wrong).tolist(), strict=True):
+    for name, count in zip(names, all_reduce(wrong).tolist(), strict=True):
         if count:
             raise BadInput(f"{source}: {count:,} weights of {name} are infinite or NaN")
 
@@ -228,7 +234,9 @@ def _read_range(tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
 
 
 def _gather_masks(
-    masters: dict[FragmentMask, torch.Tensor], shapes: dict[str, tuple[int, ...]]
+    masters: dict[FragmentMask, torch.Tensor],
+    shapes: dict[str, tuple[int, ...]],
+    all_reduce: AllReduce,
 ) -> dict[str, torch.Tensor]:
     """Collective: whole masks (bool, True = keep), a bit a weight on the wire."""
     keep = {}
@@ -240,6 +248,6 @@ def _gather_masks(
                 at = mask.fragment.start // _BYTE
                 mine = mask.pack()
                 packed[at : at + mine.numel()] = mine
-        bits = np.unpackbits(all_reduce_sum(packed).numpy(), count=numel)
+        bits = np.unpackbits(all_reduce(packed).numpy(), count=numel)
         keep[name] = torch.from_numpy(bits.astype(bool)).view(shape)
     return keep
