@@ -231,7 +231,8 @@ def test_the_driver_hashes_each_file_once(
     folder: Path, text: Text, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = train(1, run_config(text, folder, "source", sparsity=None, **TWO_STEPS))
-    files = sorted(last_checkpoint(source, 2).path.glob("rank-*.safetensors"))
+    checkpoint = last_checkpoint(source, 2).path
+    files = sorted(checkpoint.glob("rank-*.safetensors"))
     hashed: list[Path] = []
     real = distributed.files.sha256_of
 
@@ -248,7 +249,7 @@ def test_the_driver_hashes_each_file_once(
     check_run(run_config(text, folder, "on", **changes))
     assert sorted(hashed) == files
     hashed.clear()
-    teacher = {"teacher": last_checkpoint(source, 2).path}
+    teacher = {"teacher": checkpoint}
     check_run(run_config(text, folder, "taught", sparsity=None, distillation=teacher))
     assert sorted(hashed) == files
 
