@@ -56,7 +56,11 @@ def pack_job(config: AnyRunConfig, plan: RunPlan) -> dict[str, Any]:
 def unpack_job(packed: dict[str, Any]) -> tuple[AnyRunConfig, RunPlan]:
     """The inverse of `pack_job`."""
     if "task" in packed["config"]:
-        return FinetuneConfig.model_validate(packed["config"]), FinetunePlan(**packed["plan"])
+        plan = dict(packed["plan"])
+        if "lower_case" in plan:  # a job of release 0.1
+            plan["tokenizer"] = {"lower_case": plan.pop("lower_case"), "settings": {}}
+            plan |= {"labels": [], "notes": []}
+        return FinetuneConfig.model_validate(packed["config"]), FinetunePlan(**plan)
     return PretrainConfig.model_validate(packed["config"]), RunPlan(**packed["plan"])
 
 

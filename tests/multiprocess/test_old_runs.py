@@ -6,6 +6,7 @@ have; nothing in the copy is changed beforehand. What to expect was recorded wit
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def assert_as_expected(repository: Path, name: str, world_size: int) -> None:
-    found, want = outcome(repository, name), dict(EXPECTED[name][str(world_size)])
+    found, want = outcome(repository, name), deepcopy(EXPECTED[name][str(world_size)])
     bound = BOUNDS[name]
     assert found.pop("losses") == pytest.approx(want.pop("losses"), rel=bound)
     if name == "task":
