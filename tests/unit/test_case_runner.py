@@ -1,5 +1,6 @@
 """What is measured stays, whatever ends the case or the program; what is there is not repeated."""
 
+import contextlib
 import json
 import os
 import signal
@@ -124,10 +125,12 @@ def test_the_budget_decides_what_starts_and_what_is_cut_off(
     assert [record["status"] for record in read(out)] == ["cut off", "out of time"]
 
 
+# A shell that starts the tests in the background has them ignore SIGINT.
 START = f"""
-import sys
+import signal, sys
 from pathlib import Path
 from benchmarks.case_runner import Runner
+signal.signal(signal.SIGINT, signal.default_int_handler)
 runner = Runner({TOYS!r}, Path(sys.argv[1]), device="cpu", smoke=False, where={WHERE!r})
 sys.exit(runner.run(budget_seconds=600, only=["endless long=1", "quick value=1"], jobs=2))
 """
@@ -154,7 +157,8 @@ def test_a_stopped_program_keeps_figures_and_leaves_no_case(
         time.sleep(0.05)
     assert not is_running(figures["pid"])
     if how == signal.SIGKILL:  # then nobody ends what the case itself had started
-        os.kill(figures["pid of child"], signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(figures["pid of child"], signal.SIGKILL)
     runner = build(tmp_path)
     records = {record["case"]: record for record in read(tmp_path)}
     assert records["endless long=1"]["status"] == "cut off"

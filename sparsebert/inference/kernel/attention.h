@@ -93,12 +93,13 @@ static void softmax(float* scores, int64_t keys, int lanes, float scale, const f
         most = larger(s, most);
       }
     }
-    // -infinity minus -infinity would be NaN.
-    const Vec base = (most == nothing ? Vec{} : most) * LOG2_E;
-    const float factor = mask == nullptr ? scale * LOG2_E : LOG2_E;
+    // -infinity minus -infinity would be NaN; so would be the lowest float times log2(e), less
+    // itself: masked scores are subtracted first.
+    const Vec base = most == nothing ? Vec{} : most;
+    const float factor = mask == nullptr ? scale : 1.f;
     Vec sum = Vec{};
     for (int64_t j = 0; j < keys; j++) {
-      const Vec e = exp2_negative(load(column + j * lanes) * factor - base);
+      const Vec e = exp2_negative((load(column + j * lanes) * factor - base) * LOG2_E);
       sum += e;
       store(column + j * lanes, e);
     }
