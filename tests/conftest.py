@@ -20,5 +20,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _left_out:
         terminalreporter.write_line(
             f"left out: {_left_out} tests on clusters (SLURM, several nodes, faults, kill points, "
-            "mutations, network storage, mirrors); `make test-cluster` runs them"
+            "mutations, network storage, mirrors), sanitizers and the GPU script; "
+            "`make test-cluster` runs them"
         )

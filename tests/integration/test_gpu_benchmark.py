@@ -62,6 +62,7 @@ def figures_of(folder: Path) -> dict[str, dict[str, Any]]:
     return {r["case"]: r["figures"] for r in results if r["status"] == "measured"}
 
 
+@pytest.mark.cluster
 def test_every_case_runs(smoke: tuple[Path, str]) -> None:
     folder, printed = smoke
     figures = figures_of(folder)
@@ -73,6 +74,7 @@ def test_every_case_runs(smoke: tuple[Path, str]) -> None:
     assert all(figures[case.name] for case in CASES)
 
 
+@pytest.mark.cluster
 def test_the_figures_are_of_what_they_say(smoke: tuple[Path, str]) -> None:
     figures = figures_of(smoke[0])
     # The GPU's tests are collected without Ray, and skip here.
@@ -94,6 +96,7 @@ def test_the_figures_are_of_what_they_say(smoke: tuple[Path, str]) -> None:
     assert figures["profile rows=256"]["longest"]
 
 
+@pytest.mark.cluster
 def test_what_is_measured_is_not_measured_again(smoke: tuple[Path, str]) -> None:
     folder, _ = smoke
     before = (folder / "out/results.json").read_bytes()

@@ -4,7 +4,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -67,10 +66,8 @@ def test_a_cache_that_cannot_be_made_is_refused(
         open_cache()
 
 
-def test_a_library_is_compiled_once_and_fast(own_cache: Path) -> None:
-    start = time.process_time()
+def test_a_library_is_compiled_once(own_cache: Path) -> None:
     file = cached_library(LEVEL)
-    assert time.process_time() - start < 15
     before = file.stat()
     assert cached_library(LEVEL) == file and file.stat() == before
     assert stat.S_IMODE(before.st_mode) == 0o700

@@ -116,6 +116,7 @@ def run(command: list[str], **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("level", supported_levels())
 def test_sanitizers_and_fuzzing(tmp_path: Path, level: str) -> None:
     flags = [SANITIZERS, "-fno-sanitize-recover=all", *levels_of(architecture())[level]]
