@@ -45,8 +45,8 @@ MUTATIONS = {
     ),
     "a parameter group is forgotten": Mutation(
         "distributed/partition.py",
-        "in enumerate(self._low_precision_groups()):",
-        "in enumerate(self._low_precision_groups()[:1]):",
+        "in enumerate(parameter_groups(self._engine)):\n            flat =",
+        "in enumerate(parameter_groups(self._engine)[:1]):\n            flat =",
         f"{ATTACH}[2-fp32]",
     ),
     "replicas are counted by every rank": Mutation(
