@@ -16,8 +16,10 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
     _left_out += sum(item.get_closest_marker("cluster") is not None for item in items)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _left_out:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if _left_out and "not cluster" in config.option.markexpr:
         terminalreporter.write_line(
             f"left out: {_left_out} tests on clusters (SLURM, several nodes, faults, kill points, "
             "mutations, network storage, mirrors), sanitizers and the GPU script; "
