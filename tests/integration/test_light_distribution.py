@@ -105,4 +105,5 @@ print(sparsebert.__version__)
         env={"PATH": "/usr/bin:/bin", "SPARSEBERT_CACHE": str(tmp_path / "cache")},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["0.1.0"]
+    # The packages that this environment borrows may print when they are imported.
+    assert done.stdout.splitlines()[-1] == "0.1.0"
