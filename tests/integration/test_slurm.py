@@ -159,7 +159,7 @@ def test_submit_writes_a_script_that_the_time_limits_warning_stops(
     options += ["train.total_steps=100000", "launch.cpus_per_worker=1"]
     refused = start("submit", "--slurm", config_file, *options, "slurm.nodes=3", env=slurm.env)
     assert refused.wait() == 2
-    assert refused.err.startswith("error: slurm.nodes is 3 and launch.num_workers is 2: ")
+    assert "\nerror: slurm.nodes is 3 and launch.num_workers is 2: " in refused.err
 
     printed = start("submit", "--slurm", "--print", config_file, *options, env=slurm.env)
     assert printed.wait() == 0, printed.err
