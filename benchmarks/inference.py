@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertModel
 
-from sparsebert.inference.bench import Report, parse_numbers, render, run_bench
+from sparsebert.inference.bench import parse_numbers, run_bench
+from sparsebert.inference.bench_report import Report, render
 
 SHAPES = {"base": (12, 768, 3072, 12), "mini": (6, 384, 1536, 12)}
 ALL_ENGINES = "sparse,torch,onnxruntime,onnxruntime-int8,openvino,openvino-int8"
@@ -116,7 +117,7 @@ _MEMORY_PROGRAM = """
 import json, sys, torch
 torch.set_num_threads(1)
 from transformers import BertModel
-import sparsebert.inference.sparse_file
+import sparsebert.inference.sparse_folder
 from sparsebert import load_sparse
 from sparsebert.inference.library import load_kernel
 load_kernel()  # compiling and testing it is no part of loading a model

@@ -195,7 +195,7 @@ def bench(
     """  # noqa: D301 (\b keeps the lines below it apart)
     from distributed.errors import BadInput
     from sparsebert.inference import bench as benchmark
-    from sparsebert.inference import errors
+    from sparsebert.inference import bench_report, errors
 
     try:
         report = benchmark.run_bench(
@@ -211,8 +211,8 @@ def bench(
     except errors.BadInput as error:
         raise BadInput(str(error)) from None
     if as_json:
-        return print_json(benchmark.as_json(report))
-    typer.echo(benchmark.render(report))
+        return print_json(bench_report.as_json(report))
+    typer.echo(bench_report.render(report))
 
 
 def prune(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bert.prune_folder import prune_folder
     from sparsebert.inference.convert import to_sparse
-    from sparsebert.inference.sparse_file import load_sparse, save_sparse
+    from sparsebert.inference.sparse_folder import load_sparse, save_sparse
     from sparsity.attach import attach
     from sparsity.schedule import SparsityConfig
 
@@ -31,8 +31,8 @@ _MODULES = {
     "SparsityConfig": "sparsity.schedule",
     "prune_folder": "bert.prune_folder",
     "to_sparse": "sparsebert.inference.convert",
-    "save_sparse": "sparsebert.inference.sparse_file",
-    "load_sparse": "sparsebert.inference.sparse_file",
+    "save_sparse": "sparsebert.inference.sparse_folder",
+    "load_sparse": "sparsebert.inference.sparse_folder",
 }
 
 

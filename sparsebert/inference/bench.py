@@ -8,77 +8,36 @@ more than 0.15 core is left out. Every engine gets the same number of threads.
 """
 
 import argparse
-import importlib.metadata
+import copy
 import json
 import logging
 import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import BertModel
 
+from sparsebert.inference.bench_report import (
+    Figure,
+    Report,
+    as_json,
+    package_versions,
+    processor_name,
+    render,
+    sum_up,
+)
+from sparsebert.inference.bench_rounds import measure
 from sparsebert.inference.convert import find_bert
 from sparsebert.inference.errors import BadInput
 from sparsebert.inference.levels import choose_level
-from sparsebert.inference.peers import BUILDERS, Array, Engine, Workshop
-from sparsebert.inference.sparse_file import SPARSE_FILE, load_sparse
-
-MOST_OTHER_LOAD = 0.15  # cores
-_PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "nncf")
-_LEAST_SECONDS = 0.1  # an engine runs for that long in a round: /proc counts in hundredths
-_PAUSE_SECONDS = 0.06  # an engine's own threads may spin for a while after its call
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One engine at one shape."""
-
-    engine: str
-    batch: int
-    length: int
-    threads: int
-    rounds: int  # kept
-    median_ms: float
-    fastest_ms: float
-    # The engine's time over that of `sparse`, in the same round: median, 10th and 90th percentile.
-    over_sparse: float | None
-    over_sparse_low: float | None
-    over_sparse_high: float | None
-    # The same of processor time instead of time, which preemption does not change; one thread only.
-    processor_ms: float | None
-    processor_over_sparse: float | None
-    largest_difference: float  # to torch fp32's last_hidden_state
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one call: on the clock, and of processors."""
-
-    wall: float
-    processor: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that --json prints."""
-
-    model: str
-    density: float
-    processor: str
-    cores: int
-    kernel_level: str
-    versions: dict[str, str]
-    other_load: float  # cores, mean over the kept rounds
-    rounds_left_out: int
-    figures: list[Figure]
+from sparsebert.inference.peers import BUILDERS, Workshop
+from sparsebert.inference.sparse_file import SPARSE_FILE
+from sparsebert.inference.sparse_folder import load_sparse
 
 
 def run_bench(
@@ -136,20 +95,20 @@ def run_bench(
                         engine: float(np.abs(run(*inputs) - wanted).max())
                         for engine, run in built.items()
                     }
-                    times, kept, lost = _measure(built, inputs, rounds, limit_seconds)
+                    times, kept, lost = measure(built, inputs, rounds, limit_seconds)
                     loads += kept
                     left_out += lost
                     shape = (batch, length, threads)
-                    figures += [_sum_up(e, shape, times, differences[e]) for e in built]
+                    figures += [sum_up(e, shape, times, differences[e]) for e in built]
     finally:
         torch.set_num_threads(before)
     return Report(
         model=name,
         density=_density(model),
-        processor=_processor(),
+        processor=processor_name(),
         cores=os.cpu_count() or 1,
         kernel_level=choose_level(),
-        versions=_versions(),
+        versions=package_versions(),
         other_load=statistics.fmean(loads) if loads else float("nan"),
         rounds_left_out=left_out,
         figures=figures,
@@ -157,8 +116,6 @@ def run_bench(
 
 
 def _model_builder(folder: str | Path | BertModel) -> tuple[Callable[[], BertModel], str]:
-    import copy
-
     if isinstance(folder, BertModel):
         dense = folder
         return lambda: copy.deepcopy(dense), "model"
@@ -179,152 +136,10 @@ def _model_builder(folder: str | Path | BertModel) -> tuple[Callable[[], BertMod
     return build, str(path)
 
 
-def _measure(
-    engines: dict[str, Engine], inputs: tuple[Array, Array], rounds: int, limit_seconds: float
-) -> tuple[dict[str, list["Timing"]], list[float], int]:
-    """Times of a call by engine and kept round, the load of those rounds, rounds left out.
-
-    On a machine that never gets quiet the least disturbed rounds are kept, and their load tells.
-    """
-    calls = {}
-    for name, run in engines.items():
-        run(*inputs)
-        start = time.perf_counter()
-        run(*inputs)
-        calls[name] = max(1, round(_LEAST_SECONDS / (time.perf_counter() - start)))
-    found: list[tuple[float, dict[str, Timing]]] = []
-    end = time.monotonic() + limit_seconds
-    while sum(load <= MOST_OTHER_LOAD for load, _ in found) < rounds and time.monotonic() < end:
-        busy, own, start_of_round = _busy_seconds(), _own_seconds(), time.perf_counter()
-        times = {}
-        for name, run in engines.items():
-            time.sleep(_PAUSE_SECONDS)
-            run(*inputs)
-            start, start_processor = time.perf_counter(), time.process_time()
-            for _ in range(calls[name]):
-                run(*inputs)
-            spent, spent_processor = (
-                time.perf_counter() - start,
-                time.process_time() - start_processor,
-            )
-            times[name] = Timing(spent / calls[name], spent_processor / calls[name])
-        wall = time.perf_counter() - start_of_round
-        others = (_busy_seconds() - busy) - (_own_seconds() - own)
-        found.append((max(0.0, others / wall), times))
-    quiet = [pair for pair in found if pair[0] <= MOST_OTHER_LOAD]
-    if len(quiet) < 3:
-        quiet = sorted(found, key=lambda pair: pair[0])[: max(3, len(found) // 4)]
-    kept = {name: [times[name] for _, times in quiet] for name in engines}
-    return kept, [load for load, _ in quiet], len(found) - len(quiet)
-
-
-def _busy_seconds() -> float:
-    """Of all cores since the start, by all processes; 0 where it cannot be known."""
-    try:
-        first = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0]
-    except OSError:
-        return 0.0
-    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, first.split()[1:])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def _own_seconds() -> float:
-    times = os.times()
-    return times.user + times.system
-
-
-def _sum_up(
-    engine: str, shape: tuple[int, int, int], times: dict[str, list[Timing]], difference: float
-) -> Figure:
-    own, sparse = times[engine], times.get("sparse")
-    wall = [t.wall for t in own]
-    low = middle = high = processor_ratio = None
-    if sparse is not None:
-        ratios = [a.wall / b.wall for a, b in zip(own, sparse, strict=True)]
-        low, middle, high = (float(q) for q in np.percentile(ratios, [10, 50, 90]))
-    # Idle workers of other engines spin, so processor time means little on more threads.
-    processor = 1e3 * statistics.median(t.processor for t in own) if shape[2] == 1 else None
-    if sparse is not None and shape[2] == 1:
-        pairs = zip(own, sparse, strict=True)
-        processor_ratio = statistics.median(a.processor / b.processor for a, b in pairs)
-    return Figure(
-        engine=engine,
-        batch=shape[0],
-        length=shape[1],
-        threads=shape[2],
-        rounds=len(own),
-        median_ms=1e3 * statistics.median(wall),
-        fastest_ms=1e3 * min(wall),
-        over_sparse=middle,
-        over_sparse_low=low,
-        over_sparse_high=high,
-        processor_ms=processor,
-        processor_over_sparse=processor_ratio,
-        largest_difference=difference,
-    )
-
-
 def _density(model: BertModel) -> float:
     weights = [p for p in model.encoder.parameters() if p.dim() == 2]
     total = sum(p.numel() for p in weights)
     return sum(int(p.count_nonzero()) for p in weights) / total if total else 0.0
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    import platform
-
-    return platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def render(report: Report) -> str:
-    """The report as text."""
-    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    lines = [
-        f"{report.model}: encoder density {report.density:.3f}",
-        f"{report.processor}, {report.cores} cores, kernel level {report.kernel_level}; {versions}",
-        f"other processes took {report.other_load:.2f} core; {report.rounds_left_out} rounds with "
-        f"more than {MOST_OTHER_LOAD} were left out",
-        "",
-        f"{'engine':<18}{'batch':>6}{'seq':>5}{'threads':>8}{'median ms':>11}{'fastest':>9}"
-        f"{'x sparse':>10}{'10-90 %':>14}{'CPU ms':>9}{'x sparse':>10}"
-        f"{'difference':>12}{'rounds':>8}",
-    ]
-    for f in report.figures:
-        ratio = spread = processor = processor_ratio = "-"
-        if f.processor_ms is not None:
-            processor = f"{f.processor_ms:.2f}"
-        if f.processor_over_sparse is not None:
-            processor_ratio = f"{f.processor_over_sparse:.2f}"
-        if f.over_sparse is not None:
-            ratio = f"{f.over_sparse:.2f}"
-            spread = f"{f.over_sparse_low:.2f}-{f.over_sparse_high:.2f}"
-        lines.append(
-            f"{f.engine:<18}{f.batch:>6}{f.length:>5}{f.threads:>8}{f.median_ms:>11.2f}"
-            f"{f.fastest_ms:>9.2f}{ratio:>10}{spread:>14}"
-            f"{processor:>9}{processor_ratio:>10}{f.largest_difference:>12.1e}{f.rounds:>8}"
-        )
-    return "\n".join(lines)
-
-
-def as_json(report: Report) -> dict[str, Any]:
-    """The report as JSON's types."""
-    return asdict(report)
 
 
 def parse_numbers(text: str, option: str) -> list[int]:

@@ -11,13 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sparsebert.inference.errors import BadInput
-from sparsebert.inference.sparse_file import (
-    CONFIG_FILE,
-    SPARSE_FILE,
-    appears_whole,
-    canonical_matrix,
-    write_sparse_file,
-)
+from sparsebert.inference.sparse_file import SPARSE_FILE, canonical_matrix, write_sparse_file
+from sparsebert.inference.sparse_folder import CONFIG_FILE, appears_whole
 
 _WEIGHTS_FILE = "model.safetensors"
 _KEEP_MASK_FILE = "keep_mask.safetensors"
