@@ -35,13 +35,16 @@ demo: setup
 clean-demo:
 	rm -rf $(RUNS) $(foreach s,$(SHARDS),data/$(s) data/$(s)-validation) exports/demo-pubmed
 
+# How many tests run at once. Those of one process take most of the time, and one core each.
+JOBS ?= 2
+
 # 15 minutes or less on two idle cores: unit tests, several processes, whole runs with and without Ray.
 test: setup
-	$(BIN)/python -m pytest -m "not cluster"
+	$(BIN)/python -m pytest -m "not cluster" -n $(JOBS) --dist worksteal
 
 # The rest: SLURM, several nodes, faults, kill points, mutations, network storage, mirrors.
 test-cluster: setup
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest -m cluster -n $(JOBS) --dist loadfile
 
 # The wheel in a new environment, used from another folder.
 test-wheel: setup

@@ -1,5 +1,6 @@
 """Importing much at once: thousands of modules, and nothing in them for the garbage collector."""
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,17 @@ def without_collector() -> Iterator[None]:
     try:
         yield
     finally:
-        # Not gc.freeze: what is frozen is not released at the end, and Triton complains of that.
         if was_enabled:
             gc.enable()
+
+
+def freeze_imports() -> None:
+    """Leave all that is alive now out of the collector's passes, until the process ends.
+
+    Building an engine asks for several full passes, each a quarter of a second with torch, DeepSpeed
+    and transformers imported, of which nothing is ever garbage.
+    """
+    gc.freeze()
+    # What is frozen at the end is not released, and Triton complains of that.
+    atexit.unregister(gc.unfreeze)
+    atexit.register(gc.unfreeze)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from distributed.imports import without_collector
+from distributed.imports import freeze_imports, without_collector
 from launch.configuration import PretrainConfig
 from launch.finetune_configuration import FinetuneConfig
 from launch.run_setup import (
@@ -107,6 +107,7 @@ def import_training(config: AnyRunConfig, *, use_gpu: bool) -> None:
         else:
             import launch.worker  # noqa: F401
         import_deepspeed("cuda" if use_gpu else "cpu")
+    freeze_imports()
 
 
 def is_finished(config: AnyRunConfig, plan: RunPlan, finished_steps: int) -> bool:

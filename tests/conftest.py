@@ -1,4 +1,5 @@
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,18 @@ _left_out = 0
 def pytest_deselected(items: list[pytest.Item]) -> None:
     global _left_out
     _left_out += sum(item.get_closest_marker("cluster") is not None for item in items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of xdist's processes
+        session.config.workeroutput["left_out"] = _left_out
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """One of xdist's processes has ended; each has left out the same tests."""
+    global _left_out
+    _left_out = max(_left_out, getattr(node, "workeroutput", {}).get("left_out", 0))
 
 
 def pytest_terminal_summary(

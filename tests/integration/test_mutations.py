@@ -35,6 +35,7 @@ class Mutation(NamedTuple):
 THRESHOLD = "tests/unit/sparsity/test_threshold.py"
 DEVICE = "tests/unit/sparsity/test_device.py"
 STRUCTURED = "tests/unit/sparsity/test_structured.py"
+OLD_RUNS = "tests/multiprocess/test_old_runs.py"
 ATTACH = "tests/multiprocess/test_attach.py::test_three_lines_prune_any_module"
 MUTATIONS = {
     "padding is included": Mutation(
@@ -162,6 +163,24 @@ MUTATIONS = {
         "self._stripe(mask, sums[mask], stripe).copy_(whole[:units])",
         "pass",
         f"{STRUCTURED}::test_blocks_in_any_partitions",
+    ),
+    "masks have another key in checkpoints": Mutation(
+        "distributed/checkpoint.py",
+        'MASTER, MASK = "master", "keep_mask"',
+        'MASTER, MASK = "master", "mask"',
+        f"{OLD_RUNS}::test_a_checkpoint_says_what_it_said[runs/single]",
+    ),
+    "a manifest is sealed under another name": Mutation(
+        "distributed/checkpoint_manifest.py",
+        '_SEAL = "sha256"',
+        '_SEAL = "seal"',
+        f"{OLD_RUNS}::test_a_checkpoint_says_what_it_said[runs/single]",
+    ),
+    "a corpus has another file of counts": Mutation(
+        "bert/corpora/manifest.py",
+        '"unigram_counts.npy"',
+        '"counts.npy"',
+        f"{OLD_RUNS}::test_a_stopped_run_goes_on[single-1-0]",
     ),
 }
 

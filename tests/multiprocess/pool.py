@@ -24,7 +24,13 @@ def _serve(rank: int, world_size: int, store: str, tasks: Any, results: Any) -> 
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
     import torch.distributed as dist
+    import transformers.models.bert.modeling_bert  # noqa: F401
 
+    from distributed.imports import freeze_imports
+    from distributed.zero import import_deepspeed
+
+    import_deepspeed("cpu")
+    freeze_imports()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     while True:

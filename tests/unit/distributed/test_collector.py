@@ -1,6 +1,8 @@
-"""Importing without the garbage collector, which is back afterwards."""
+"""Importing without the garbage collector, and leaving out what was imported."""
 
 import gc
+import subprocess
+import sys
 
 import pytest
 
@@ -16,3 +18,16 @@ def test_the_collector_rests_inside_and_is_back_after_an_error() -> None:
         assert not gc.isenabled()
         raise ImportError
     assert gc.isenabled()
+
+
+def test_what_is_frozen_is_released_at_the_end() -> None:
+    program = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count()))  # runs after what is registered later
+from distributed.imports import freeze_imports
+freeze_imports()
+freeze_imports()
+print(gc.get_freeze_count() > 1000)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "0"], done.stderr
