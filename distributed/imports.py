@@ -25,8 +25,8 @@ def without_collector() -> Iterator[None]:
 def freeze_imports() -> None:
     """Leave all that is alive now out of the collector's passes, until the process ends.
 
-    Building an engine asks for several full passes, each a quarter of a second with torch, DeepSpeed
-    and transformers imported, of which nothing is ever garbage.
+    Building an engine asks for several full passes. Each takes a quarter of a second with torch,
+    DeepSpeed and transformers imported, of which nothing is ever garbage.
     """
     gc.freeze()
     # What is frozen at the end is not released, and Triton complains of that.

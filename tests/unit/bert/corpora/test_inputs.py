@@ -14,6 +14,7 @@ from tests.unit.bert.corpora.test_pubmed import citation, text, write
 
 PAGE = "<!DOCTYPE html>\n<html><body><table><tr><td>30,000</td></tr></table></body></html>\n"
 ABOUT = "The files here are the annual baseline of MEDLINE, which NLM updates daily.\n" * 9
+CUT = gzip.compress(ABOUT.encode(), mtime=0)[:40]
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_texts_beside_pubmed_xml_are_not_abstracts(nlm: Path) -> None:
     [
         ("pubmed25n0004.xml.zip", b"PK\x03\x04 ...", "a zip archive"),
         ("more.nbib", b"PMID- 100\nTI  - A title\n", "MEDLINE text"),
-        ("pubmed25n0004.xml.gz", gzip.compress(ABOUT.encode(), mtime=0)[:40], "damaged or incomplete"),
+        ("pubmed25n0004.xml.gz", CUT, "damaged or incomplete"),
         ("PMC1.xml", b"<?xml version='1.0'?><article/>", "XML with the root <article>"),
     ],
 )
