@@ -97,8 +97,32 @@ def read_master(world_size: int) -> tuple[str, int]:
     return address, port
 
 
-def read_number(name: str, *, least: int, most: int | None = None) -> int | None:
+def is_under_torchrun() -> bool:
+    """Whether torchrun started this process.
+
+    Raises:
+        BadInput: a variable of torchrun's is left over, without those that it sets beside it.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    if "RANK" not in os.environ:
+        raise BadInput(
+            "TORCHELASTIC_RUN_ID is set and RANK is not: start the process with torchrun, or unset "
+            "TORCHELASTIC_RUN_ID"
+        )
+    return True
+
+
+def read_number(
+    name: str, *, least: int, most: int | None = None, launcher: str = "torchrun"
+) -> int | None:
     """The whole number in an environment variable; None if it is not set.
+
+    Args:
+        name: of the variable.
+        least: the smallest number it may hold.
+        most: the largest.
+        launcher: who sets it, for the message.
 
     Raises:
         BadInput: it holds something else, or nothing.
@@ -116,8 +140,17 @@ def read_number(name: str, *, least: int, most: int | None = None) -> int | None
     how = f"{text!r}" if text.strip() else "empty"
     raise BadInput(
         f"the environment variable {name} is {how}: it must be a whole number, {bounds}, or not "
-        "be set at all (unset it, or start with torchrun, which sets it)"
+        f"be set at all (unset it, or start with {launcher}, which sets it)"
     )
+
+
+def read_restart_count() -> int:
+    """How often SLURM has started this job again; 0 outside SLURM.
+
+    Raises:
+        BadInput: SLURM_RESTART_COUNT is no number.
+    """
+    return read_number("SLURM_RESTART_COUNT", least=0, launcher="sbatch") or 0
 
 
 def _refuse_other_launchers() -> None:

@@ -8,7 +8,6 @@ has a name of its own, because Ray silently resumes a name that it has seen.
 """
 
 import itertools
-import os
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import Any
 from distributed.checkpoint import find_newest
 from distributed.errors import BadInput
 from distributed.imports import without_collector
+from distributed.launcher import is_under_torchrun
 from launch import RAY_THREAD
 from launch.configuration import PretrainConfig, resolve_paths
 from launch.crash_loops import CrashLoops
@@ -81,11 +81,6 @@ def run(config: AnyRunConfig, *, local: bool = False) -> int:
             begin_job(config, plan)
             logs.mkdir(parents=True)
             return _follow(config, plan, attempt, use_gpu=use_gpu, is_own_cluster=is_own, lost=lost)
-
-
-def is_under_torchrun() -> bool:
-    """Whether torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _build_trainer(

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from launch.driver import is_under_torchrun, run
+from distributed.launcher import is_under_torchrun
+from launch.driver import run
 from launch.finetune_configuration import FinetuneConfig
 from launch.finetune_results import read_results
 from launch.local import process_group

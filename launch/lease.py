@@ -25,6 +25,7 @@ from pathlib import Path
 
 from distributed.errors import BadInput
 from distributed.files import write_json
+from distributed.launcher import read_restart_count
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ def _myself() -> Holder:
         process_started=_start_of(os.getpid()) or "",
         since=now,
         slurm_job=os.environ.get("SLURM_JOB_ID", ""),
-        slurm_start=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        slurm_start=read_restart_count(),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from distributed.errors import BadInput
+from distributed.launcher import read_restart_count
 from launch.slurm.node import RayLost, find_own_address, ray_node
 
 # Importing Ray from a file system that a hundred nodes read at once takes long.
@@ -44,7 +45,7 @@ class SlurmJob:
                 f"{error.args[0]} is not set, so this is no SLURM job: start it with "
                 "`sbatch launch/slurm/pretrain.sbatch CONFIG` or `sparsebert submit --slurm CONFIG`"
             ) from None
-        return cls(job, node, tuple(names), int(os.environ.get("SLURM_RESTART_COUNT", 0)))
+        return cls(job, node, tuple(names), read_restart_count())
 
     @property
     def others(self) -> list[str]:

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from distributed.errors import BadInput
-from distributed.launcher import read_master, read_ranks
+from distributed.launcher import (
+    is_under_torchrun,
+    read_master,
+    read_ranks,
+    read_restart_count,
+)
 from distributed.topology import detect_topology, has_gpu_for_each_process
 
 PREFIXES = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "OMPI_", "PMI_", "SLURM_", "TORCHELASTIC_")
@@ -148,3 +153,23 @@ def test_a_local_rank_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     set_all(monkeypatch, TORCHRUN)
     with pytest.raises(BadInput, match=r"LOCAL_RANK is 1, and this machine has 1 GPU\(s\)"):
         detect_topology(use_gpu=True)
+
+
+def test_torchrun_is_known_by_all_that_it_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_under_torchrun()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(BadInput, match="TORCHELASTIC_RUN_ID is set and RANK is not"):
+        is_under_torchrun()
+    monkeypatch.setenv("RANK", "0")
+    assert is_under_torchrun()
+
+
+@pytest.mark.parametrize("text", ["", "once", "-1"])
+def test_slurms_count_of_starts(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    assert read_restart_count() == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert read_restart_count() == 2
+    monkeypatch.setenv("SLURM_RESTART_COUNT", text)
+    with pytest.raises(BadInput, match="SLURM_RESTART_COUNT is .*start with sbatch"):
+        read_restart_count()
