@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,26 +82,21 @@ def ensure_process_group(topology: Topology, init_method: str | None = None) -> 
     if dist.is_initialized():
         return
     backend = "nccl" if topology.device.type == "cuda" else "gloo"
+    join = partial(
+        dist.init_process_group,
+        backend,
+        rank=topology.rank,
+        world_size=topology.world_size,
+        timeout=_TIMEOUT,
+    )
     if init_method is not None:
-        dist.init_process_group(
-            backend,
-            init_method=init_method,
-            rank=topology.rank,
-            world_size=topology.world_size,
-            timeout=_TIMEOUT,
-        )
+        join(init_method=init_method)
         return
     with _told_if_slow(topology) as waiting:
         # One process on its own needs no address and no port, whatever MASTER_ADDR says.
         alone = topology.world_size == 1
         store = torch_stores.HashStore() if alone else _meet(topology, waiting)
-        dist.init_process_group(
-            backend,
-            store=store,
-            rank=topology.rank,
-            world_size=topology.world_size,
-            timeout=_TIMEOUT,
-        )
+        join(store=store)
 
 
 def has_gpu_for_each_process() -> bool:
