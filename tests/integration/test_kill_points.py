@@ -73,6 +73,7 @@ def test_workers_killed_at_points(
     ) in command.out
     died = command.out.count("its process died; restarting from step")
     assert died == len(ON_RAY) - 1, command.out
+    assert "worker 1: its process died; restarting from step 10 (5 restart(s) left)" in command.out
     assert_equal_runs(run, reference[1])
 
 

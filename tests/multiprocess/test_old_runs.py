@@ -4,6 +4,7 @@ Every test works in a copy of the old repository, with the relative paths that i
 have; nothing in the copy is changed beforehand. What to expect was recorded with the old code.
 """
 
+import itertools
 import json
 import shutil
 from copy import deepcopy
@@ -60,9 +61,14 @@ def assert_as_expected(repository: Path, name: str, world_size: int) -> None:
     assert found == want  # digests, counts, the best step, and how many examples were right
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("name", ["single", "half", "task"])
+@pytest.mark.parametrize(
+    ("name", "world_size", "stage"),
+    [
+        *itertools.product(["single"], [1, 2, 3], [0, 1, 2, 3]),
+        *itertools.product(["half", "task"], [1, 3], [0, 3]),
+        *itertools.product(["half", "task"], [2], [1, 2]),
+    ],
+)
 def test_a_stopped_run_goes_on(repository: Path, name: str, world_size: int, stage: int) -> None:
     run = run_folder(repository, name)
     before, cache, records = old_run.contents(run), stamps(run / "cache"), old_run.records(run)
