@@ -67,7 +67,7 @@ launch: {use_gpu: false}
 YAML
 "$sparsebert" pretrain tiny.yaml --local
 "$sparsebert" inspect runs/tiny
-"$sparsebert" export runs/tiny serving --format sparse
-"$sparsebert" bench serving --batch 1 --seq 16 --rounds 3 --seconds 5
+"$sparsebert" export runs/tiny exported --format sparse
+"$sparsebert" bench exported --batch 1 --seq 16 --rounds 3 --seconds 5
 assert_installed bert distributed launch sparsity sparsebert
 echo "the wheel works"
