@@ -26,9 +26,11 @@ def freeze_imports() -> None:
     """Leave all that is alive now out of the collector's passes, until the process ends.
 
     Building an engine asks for several full passes. Each takes a quarter of a second with torch,
-    DeepSpeed and transformers imported, of which nothing is ever garbage.
+    DeepSpeed and transformers imported, of which nothing is ever garbage. Only a process's first
+    call does something: later ones would keep the engine of an earlier run for good.
     """
+    if gc.get_freeze_count():
+        return
     gc.freeze()
     # What is frozen at the end is not released, and Triton complains of that.
-    atexit.unregister(gc.unfreeze)
     atexit.register(gc.unfreeze)

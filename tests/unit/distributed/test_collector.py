@@ -26,8 +26,27 @@ import atexit, gc
 atexit.register(lambda: print(gc.get_freeze_count()))  # runs after what is registered later
 from distributed.imports import freeze_imports
 freeze_imports()
-freeze_imports()
 print(gc.get_freeze_count() > 1000)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.split() == ["True", "0"], done.stderr
+
+
+def test_what_a_run_leaves_is_collected_though_the_next_one_freezes() -> None:
+    """As `finetune --local` trains one seed after the other in a process."""
+    program = """
+import gc, weakref
+from distributed.imports import freeze_imports
+class Engine:
+    def __init__(self):
+        self.itself = self
+freeze_imports()
+engine = Engine()
+gone = weakref.ref(engine)
+del engine
+freeze_imports()
+gc.collect()
+print(gone() is None)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["True"], done.stderr
