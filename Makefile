@@ -46,7 +46,7 @@ test: setup
 test-cluster: setup
 	$(BIN)/python -m pytest -m cluster -n $(JOBS) --dist loadfile
 
-# The wheel in a new environment, used from another folder.
+# Both wheels in a new environment, used from another folder.
 test-wheel: setup
 	tests/check_wheel.sh $(PYTHON)
 

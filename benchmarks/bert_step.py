@@ -49,7 +49,7 @@ def build_bert_engine(
     topology = detect_topology(use_gpu=device_type == "cuda")
     ensure_process_group(topology)
     module = build_model(
-        ModelConfig(**sizes, vocab=VOCAB),  # type: ignore[arg-type]
+        ModelConfig.model_validate({**sizes, "vocab": VOCAB}),
         vocab_size=vocab_size,
         pad_id=0,
         hidden_dropout=dropout,

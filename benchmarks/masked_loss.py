@@ -48,7 +48,8 @@ def held_bytes(loss: Loss, inputs: list[torch.Tensor]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run(loss, inputs)
     held = most = 0
-    for event in profiled.profiler.kineto_results.events():  # type: ignore[union-attr]  # it ran
+    assert profiled.profiler is not None  # it has run
+    for event in profiled.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)

@@ -82,8 +82,10 @@ class Board:
         from torch.utils.tensorboard.summary import hparams
 
         # Into the run's own file: add_hparams would begin another run, and another curve.
-        for summary in hparams(flatten(config), results)[:2]:  # type: ignore[no-untyped-call]  # torch's
-            self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # None once closed
+        summaries = hparams(flatten(config), results)[:2]  # type: ignore[no-untyped-call]  # torch has no types here
+        assert self._writer.file_writer is not None  # the writer is open
+        for summary in summaries:
+            self._writer.file_writer.add_summary(summary)
 
     def write(self, record: Mapping[str, Any], step: int) -> None:
         """Write one record of metrics.jsonl, through to the disk."""

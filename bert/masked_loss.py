@@ -45,7 +45,7 @@ def sum_cross_entropy(
     """
     if not torch.is_grad_enabled():
         return _forward(hidden, weight, bias, labels, ignore_index=ignore_index)
-    total: torch.Tensor = _SumCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch's
+    total: torch.Tensor = _SumCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch has no types here
         hidden, weight, bias, labels, ignore_index
     )
     return total

@@ -245,7 +245,7 @@ def _import_muon() -> None:
     before = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     try:
-        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401 (engines find it imported)
     except ImportError:  # another version's
         pass
     finally:

@@ -105,7 +105,7 @@ def import_training(config: AnyRunConfig, *, use_gpu: bool) -> None:
         if isinstance(config, FinetuneConfig):
             import launch.finetune_worker
         else:
-            import launch.worker  # noqa: F401
+            import launch.worker  # noqa: F401 (run_job finds it imported)
         import_deepspeed("cuda" if use_gpu else "cpu")
     freeze_imports()
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.cluster
 MEASURED = ("throughput/", "memory/", "time", "seconds")
 
 
-@pytest.mark.timeout(1200)  # five starts: minutes on a machine that does more than this
+@pytest.mark.timeout(1200)  # four starts: minutes on a machine that does more than this
 def test_stopped_twice_it_ends_bit_identical(
     reference: tuple[Command, Path], workspace: Path, config_file: Path, start: Start
 ) -> None:
