@@ -15,12 +15,14 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import BertModel
+from transformers.utils import logging as hf_logging
 
 from sparsebert.inference.bench_report import (
     Figure,
@@ -129,11 +131,29 @@ def _model_builder(folder: str | Path | BertModel) -> tuple[Callable[[], BertMod
         raise BadInput(f"{path} is a {kind}, and only BERT can be made sparse: give a BERT folder")
 
     def build() -> BertModel:
-        return BertModel.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        ).eval()
+        with _quiet_loading():
+            return BertModel.from_pretrained(
+                path, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            ).eval()
 
     return build, str(path)
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without transformers' progress bar, and its table of the heads that an encoder lacks.
+
+    Each engine loads the model anew.
+    """
+    before, had_bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)
+        if had_bar:
+            hf_logging.enable_progress_bar()
 
 
 def _density(model: BertModel) -> float:

@@ -57,6 +57,7 @@ def test_bench(tmp_path: Path) -> None:
     options = ["--batch", "1,2", "--seq", "9", "--rounds", "1", "--seconds", "5"]
     done = sparsebert("bench", tmp_path / "dense", *options, "--json")
     assert done.returncode == 0, done.stderr
+    assert "Loading weights" not in done.stderr, "once for each engine"
     report = json.loads(done.stdout)
     shapes = {(f["engine"], f["batch"], f["length"], f["threads"]) for f in report["figures"]}
     assert shapes == {(e, b, 9, 1) for e in ("sparse", "torch") for b in (1, 2)}
