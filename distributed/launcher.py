@@ -101,7 +101,7 @@ def is_under_torchrun() -> bool:
     """Whether torchrun started this process.
 
     Raises:
-        BadInput: a variable of torchrun's is left over, without those that it sets beside it.
+        BadInput: TORCHELASTIC_RUN_ID is set without RANK, so it is left over from another job.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return False

@@ -178,7 +178,7 @@ def _free_network() -> str:
     """The first three numbers of a /24 network that this machine has no way to."""
     taken = subprocess.run(["ip", "-4", "addr"], capture_output=True, text=True, check=True).stdout
     free = [n for n in range(1, 250) if f" 10.77.{n}." not in taken]
-    # Two tests may look at the same time.
+    # At random: two tests that choose at the same time should not choose the same one.
     return f"10.77.{secrets.choice(free)}"
 
 

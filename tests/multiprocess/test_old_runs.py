@@ -21,8 +21,8 @@ from tests.multiprocess.command_line import Answer, call_here, sparsebert
 EXPECTED = old_run.read("expected.json")
 # Relative, of losses, on any processor. Measured with the instruction sets AVX512, AVX2 and SSE4.1:
 # fp32 7e-8; bf16 nothing, but 2e-5 between stages, and its numbers have 8 bits (4e-3).
-# What the fixture left out, and what a finished task has. A part with another name is looked for in
-# vain by the other version.
+# What the fixture left out, and what a finished task has. An old version would not find a part that
+# has another name.
 ADDED_PARTS = {"tensorboard", "logs", ".lease.json.lock", "results.json", "predictions.jsonl"}
 BOUNDS = {"single": 1e-5, "half": 1e-3, "task": 1e-5}
 
