@@ -28,7 +28,7 @@ from sparsebert.inference.bench import parse_numbers, run_bench
 from sparsebert.inference.bench_report import Report, render
 
 SHAPES = {"base": (12, 768, 3072, 12), "mini": (6, 384, 1536, 12)}
-ALL_ENGINES = "sparse,torch,onnxruntime,onnxruntime-int8,openvino,openvino-int8"
+ALL_ENGINES = "sparse,sparse-int8,torch,onnxruntime,onnxruntime-int8,openvino,openvino-int8"
 AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",

@@ -102,6 +102,10 @@ def export(
             "--format", help="sparse stores the weights that the masks keep, for load_sparse."
         ),
     ] = "dense",
+    values: Annotated[
+        Literal["fp32", "int8"],
+        typer.Option(help="With --format sparse: int8 rounds the weights, for speed and size."),
+    ] = "fp32",
     as_json: AsJson = False,
 ) -> None:
     """Write a run's newest good checkpoint, or a given one, as a Hugging Face folder.
@@ -110,15 +114,20 @@ def export(
     the tokenizer, fp32 weights, keep_mask.safetensors with the masks, and a model card with the
     sparsity report. Reads the model section that the checkpoint was trained with.
     With --format sparse, RUN_OR_CHECKPOINT may also be a Hugging Face folder, and OUT_DIR opens
-    with sparsebert.load_sparse alone: see docs/formats.md.
+    with sparsebert.load_sparse alone: see docs/formats.md, and docs/serving.md for --values int8.
 
     \b
     Examples:
       sparsebert export runs/demo-pubmed exports/sparse-bio-bert
       sparsebert export runs/demo-pubmed exports/serving --format sparse
+      sparsebert export runs/demo-pubmed exports/small --format sparse --values int8
     """  # noqa: D301 (\b keeps the lines below it apart)
     if form == "sparse":
-        return _export_sparse(path, output, vocab=vocab, as_json=as_json)
+        return _export_sparse(path, output, vocab=vocab, values=values, as_json=as_json)
+    if values != "fp32":
+        from distributed.errors import BadInput
+
+        raise BadInput("--values int8 is for sparse folders: add --format sparse")
     from launch.exporting import export_checkpoint
 
     report = export_checkpoint(path, output, vocab=vocab)
@@ -136,7 +145,9 @@ def export(
     )
 
 
-def _export_sparse(path: Path, output: Path, *, vocab: Path | None, as_json: bool) -> None:
+def _export_sparse(
+    path: Path, output: Path, *, vocab: Path | None, values: str, as_json: bool
+) -> None:
     """A run or checkpoint goes through its Hugging Face folder, which is removed again."""
     import tempfile
 
@@ -148,12 +159,12 @@ def _export_sparse(path: Path, output: Path, *, vocab: Path | None, as_json: boo
 
     try:
         if is_folder(path):
-            density = convert_folder(path, output)
+            density = convert_folder(path, output, values=values)
         else:
             output.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as temporary:
                 export_checkpoint(path, Path(temporary) / "dense", vocab=vocab)
-                density = convert_folder(Path(temporary) / "dense", output)
+                density = convert_folder(Path(temporary) / "dense", output, values=values)
     except errors.BadInput as error:
         raise BadInput(str(error)) from None
     size = sum(file.stat().st_size for file in output.iterdir())

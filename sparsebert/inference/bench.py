@@ -36,7 +36,7 @@ from sparsebert.inference.bench_report import (
 from sparsebert.inference.bench_rounds import measure
 from sparsebert.inference.convert import find_bert
 from sparsebert.inference.errors import BadInput
-from sparsebert.inference.levels import choose_level
+from sparsebert.inference.library import load_kernel
 from sparsebert.inference.peers import BUILDERS, Workshop
 from sparsebert.inference.sparse_file import SPARSE_FILE
 from sparsebert.inference.sparse_folder import load_sparse
@@ -109,7 +109,7 @@ def run_bench(
         density=_density(model),
         processor=processor_name(),
         cores=os.cpu_count() or 1,
-        kernel_level=choose_level(),
+        kernel_level=load_kernel().level,
         versions=package_versions(),
         other_load=statistics.fmean(loads) if loads else float("nan"),
         rounds_left_out=left_out,

@@ -13,7 +13,15 @@ from sparsebert.inference.errors import BadInput, KernelUnavailable
 from sparsebert.inference.layout import LAYER_NAMES, MATRIX_NAMES, Dimensions
 from sparsebert.inference.library import load_kernel
 from sparsebert.inference.module import SparseEncoder
-from sparsebert.inference.packing import pack
+from sparsebert.inference.packing import PackedReader, pack
+from sparsebert.inference.quantize import (
+    FP32,
+    INT8,
+    Int8Embedding,
+    Int8Matrix,
+    check_values,
+    quantize_rows,
+)
 
 # From here on the dense model is as fast (benchmarks/inference.py, the plot over sparsities).
 MOST_DENSITY = 0.5
@@ -26,6 +34,7 @@ def to_sparse(
     model: Model,
     fallback: bool = False,
     *,
+    values: str = FP32,
     force: bool = False,
     keep_masks: Mapping[str, torch.Tensor] | None = None,
 ) -> Model:
@@ -38,6 +47,9 @@ def to_sparse(
         model: any module that holds exactly one transformers BertModel, in fp32 on the CPU.
         fallback: without a compiled kernel leave the model dense, with a warning, instead of
             raising.
+        values: of the weights. fp32 keeps every bit. int8 rounds the encoder's matrices and the
+            word embeddings to 255 steps a row, and the encoder's activations to 255 steps a token:
+            faster and smaller, with an error of some hundredths (docs/serving.md).
         force: convert a model that is too dense to gain anything.
         keep_masks: bool masks (True = kept) by the names of the encoder's matrices in BertModel,
             such as encoder.layer.0.output.dense.weight: weights that are kept although they are
@@ -46,10 +58,11 @@ def to_sparse(
     Raises:
         BadInput: the model, or this machine, cannot do it; the message says what to change.
     """
+    check_values(values)
     bert = find_bert(model)
     dimensions = check_encoder(bert)
     try:
-        load_kernel()
+        kernel = load_kernel()
     except KernelUnavailable as error:
         if not fallback:
             raise
@@ -59,19 +72,47 @@ def to_sparse(
     state = {name: tensor.detach() for name, tensor in bert.encoder.state_dict().items()}
     _check_density(state, force=force)
     masks = dict(keep_masks or {})
+
+    def tensor(layer: int, name: str) -> torch.Tensor | Int8Matrix:
+        found = state[f"layer.{layer}.{name}"]
+        return quantize_rows(found) if values == INT8 and name in MATRIX_NAMES else found
+
     packed = pack(
         dimensions,
-        lambda layer, name: state[f"layer.{layer}.{name}"],
+        tensor,
         keep_mask=lambda layer, name: masks.get(f"encoder.layer.{layer}.{name}"),
+        compute_int8=kernel.has_int8,
     )
-    install(model, bert, packed)
+    table = None
+    if values == INT8 and can_quantize_embeddings(model, bert):
+        table = quantize_rows(bert.embeddings.word_embeddings.weight.detach())
+    install(model, bert, packed, table)
     return model
 
 
-def install(model: nn.Module, bert: BertModel, packed: torch.Tensor) -> None:
-    """Put a sparse encoder into `bert`, and the whole model into evaluation."""
+def can_quantize_embeddings(model: nn.Module, bert: BertModel) -> bool:
+    """Whether nothing else uses the word embeddings: the output layer of language models does."""
+    table = bert.embeddings.word_embeddings
+    if type(table) is not nn.Embedding:
+        return False
+    owners = [part for part in model.modules() if getattr(part, "weight", None) is table.weight]
+    return owners == [table]
+
+
+def install(
+    model: nn.Module, bert: BertModel, packed: torch.Tensor, table: Int8Matrix | None = None
+) -> None:
+    """Put a sparse encoder and, if given, int8 word embeddings into `bert`; the model into eval."""
     model.eval().requires_grad_(False)
     bert.encoder = SparseEncoder(bert.config, packed)
+    if table is not None:
+        bert.embeddings.word_embeddings = Int8Embedding(table)
+    reader = PackedReader(packed)
+    if reader.is_rounded and not reader.is_int8:
+        _log.warning(
+            "this processor has no dot product of bytes (AVX-512 VNNI or AVX-VNNI): the int8 "
+            "weights are computed in fp32, no faster than with values='fp32'"
+        )
 
 
 def find_bert(model: nn.Module) -> BertModel:

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sparsebert.inference.errors import BadInput
+from sparsebert.inference.quantize import FP32, check_values
 from sparsebert.inference.sparse_file import SPARSE_FILE, canonical_matrix, write_sparse_file
 from sparsebert.inference.sparse_folder import CONFIG_FILE, appears_whole
 
@@ -19,15 +20,17 @@ _KEEP_MASK_FILE = "keep_mask.safetensors"
 _SUFFIXES = (".safetensors", ".bin", ".index.json", ".h5", ".msgpack", ".onnx", ".pt")
 
 
-def convert_folder(source: str | Path, output: str | Path) -> float:
+def convert_folder(source: str | Path, output: str | Path, *, values: str = FP32) -> float:
     """Write the BERT folder `source` as a sparse folder; the density of its encoder's matrices.
 
     Where `source` has keep_mask.safetensors, what it keeps is stored, live zeros too. Everything
-    that holds no weights (configuration, tokenizer, model card) is copied.
+    that holds no weights (configuration, tokenizer, model card) is copied. With `values` int8 the
+    encoder's matrices and the word embeddings are rounded, as `to_sparse` does.
 
     Raises:
         BadInput: `source` is no fp32 BERT with safetensors, or `output` exists.
     """
+    check_values(values)
     source, output = Path(source), Path(output)
     config = _read_config(source)
     files = _weight_files(source)
@@ -44,6 +47,7 @@ def convert_folder(source: str | Path, output: str | Path) -> float:
             masks,
             model_class=model_class,
             mask_digest=mask_digest,
+            values=values,
         )
     if counts[1] == 0:
         raise BadInput(f"{source} has no BERT encoder layer: give a BERT folder")

@@ -42,7 +42,8 @@ def prepare_mask(mask: torch.Tensor, batch: int, length: int, heads: int) -> tor
     are not 0); fp32 of that shape is added, as with four dimensions. A bool mask of four dimensions
     has True where a query attends to a key; any other is added.
 
-    Only what is stored is converted: a mask that repeats over the queries stays one row a sequence.
+    Only what is stored is converted. A mask that repeats over the queries becomes one row a
+    sequence, also where transformers has written it out: that row tells the tokens of padding.
 
     Raises:
         BadInput: the shape does not fit.
@@ -58,6 +59,8 @@ def prepare_mask(mask: torch.Tensor, batch: int, length: int, heads: int) -> tor
             f"[{batch}, {length}] or [{batch}, 1, {length}, {length}]"
         )
     stored = mask[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in mask.stride())]
+    if stored.shape[2] > 1 and torch.equal(stored, stored[:, :, :1].expand(stored.shape)):
+        stored = stored[:, :, :1]
     if stored.dtype == torch.bool:
         stored = torch.zeros(stored.shape).masked_fill_(~stored, -torch.inf)
     return stored.to(torch.float32).expand(wanted)

@@ -17,7 +17,9 @@ FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "scalar": (),
         "avx2": ("-march=x86-64-v3",),
+        "avxvnni": ("-march=x86-64-v3", "-mavxvnni"),
         "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+        "avx512vnni": ("-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=512"),
     },
     "aarch64": {"scalar": (), "neon": ("-march=armv8-a",)},
 }
@@ -27,7 +29,9 @@ _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _NEEDS: dict[str, frozenset[str]] = {
     "scalar": frozenset(),
     "avx2": _V3,
+    "avxvnni": _V3 | {"avx_vnni"},
     "avx512": _V4,
+    "avx512vnni": _V4 | {"avx512_vnni"},
     "neon": frozenset({"asimd"}),
 }
 
@@ -62,8 +66,8 @@ def supported_levels() -> list[str]:
     return [level for level in levels_of(architecture()) if cpu_flags() >= _NEEDS[level]]
 
 
-def choose_level() -> str:
-    """The best level, or the one that SPARSEBERT_KERNEL names.
+def usable_levels() -> list[str]:
+    """Levels to try, best first; only the one that SPARSEBERT_KERNEL names, if it names one.
 
     Raises:
         BadInput: the named level does not exist or does not run here.
@@ -71,13 +75,13 @@ def choose_level() -> str:
     supported = supported_levels()
     wanted = os.environ.get(VARIABLE)
     if not wanted:
-        return supported[-1]
+        return supported[::-1]
     if wanted not in supported:
         raise BadInput(
             f"{VARIABLE} is {wanted!r}, but this processor ({architecture()}) runs "
             f"{', '.join(supported)}: choose one of them or unset it"
         )
-    return wanted
+    return [wanted]
 
 
 def has_amx() -> bool:

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import logging
 import math
+import os
 import struct
 import threading
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 
 from sparsebert.inference.build import cached_library, find_prebuilt
 from sparsebert.inference.errors import BadInput, KernelUnavailable
-from sparsebert.inference.layout import LAYER_NAMES, Dimensions
-from sparsebert.inference.levels import choose_level, has_amx
+from sparsebert.inference.layout import LAYER_NAMES, MATRIX_NAMES, Dimensions
+from sparsebert.inference.levels import VARIABLE, has_amx, usable_levels
 from sparsebert.inference.packing import pack
+from sparsebert.inference.quantize import Int8Matrix, quantize_rows
 
-_ABI = 1
+_ABI = 2
+_NO_INT8 = 31  # packed.h's rule
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
 
@@ -28,15 +31,15 @@ class Kernel:
         self.level = level
         library = ctypes.CDLL(str(file))
         pointer, int64 = ctypes.c_void_p, ctypes.c_int64
-        library.sparsebert_abi.restype = ctypes.c_int
+        if library.sparsebert_abi() != _ABI:
+            raise OSError(f"{file} is of another version")
+        self.has_int8 = bool(library.sparsebert_has_int8())
         self._find_fault = library.sparsebert_find_fault
         self._find_fault.argtypes = [pointer, ctypes.c_uint64]
         self._encode = library.sparsebert_encode
         self._encode.argtypes = [pointer] * 3 + [int64] * 2 + [pointer] * 2 + [ctypes.c_int]
         self._release = library.sparsebert_release
         self._release.restype = ctypes.c_uint64
-        if library.sparsebert_abi() != _ABI:
-            raise OSError(f"{file} is of another version")
 
     def find_fault(self, packed: torch.Tensor) -> int:
         """0, or the number of the rule in packed.h that the buffer breaks."""
@@ -52,7 +55,11 @@ class Kernel:
         """
         y = torch.empty_like(x)
         batch, length, _ = x.shape
-        strides = (ctypes.c_int64 * 4)(*(mask.stride() if mask is not None else (0,) * 4))
+        # 0 tells that a mask repeats, also where there is nothing to repeat.
+        strides = (ctypes.c_int64 * 4)()
+        if mask is not None:
+            sizes = zip(mask.shape, mask.stride(), strict=True)
+            strides[:] = [stride if size > 1 else 0 for size, stride in sizes]
         failed = self._encode(
             packed.data_ptr(),
             x.data_ptr(),
@@ -72,7 +79,6 @@ class Kernel:
         return int(self._release())
 
 
-@functools.cache
 def _load(level: str) -> Kernel:
     shipped = find_prebuilt(level)
     if shipped is not None:
@@ -86,17 +92,40 @@ def _load(level: str) -> Kernel:
         return _open(cached_library(level, rebuild=True), level)
 
 
+_loaded: dict[str | None, Kernel] = {}  # by SPARSEBERT_KERNEL
+
+
 def load_kernel() -> Kernel:
     """The kernel of the best level, or of SPARSEBERT_KERNEL; loaded and tested once a process.
+
+    A level that cannot be had, as with a compiler that does not know its instructions, gives way to
+    the next, with a warning.
 
     Raises:
         KernelUnavailable: there is no library and none can be compiled.
         BadInput: the level or the cache is not usable.
     """
+    wanted = os.environ.get(VARIABLE)
     with _lock:
-        kernel = _load(choose_level())
+        if wanted not in _loaded:
+            _loaded[wanted] = _load_best(usable_levels())
         _tell_of_amx()
+        return _loaded[wanted]
+
+
+def _load_best(levels: list[str]) -> Kernel:
+    first: KernelUnavailable | None = None
+    for level in levels:
+        try:
+            kernel = _load(level)
+        except KernelUnavailable as error:
+            first = first or error
+            continue
+        if first is not None:
+            _log.warning("the kernel's level %s serves instead of %s: %s", level, levels[0], first)
         return kernel
+    assert first is not None
+    raise first
 
 
 @functools.cache
@@ -136,27 +165,39 @@ def _test(kernel: Kernel) -> str | None:
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    state = {}
+    state: dict[tuple[int, str], torch.Tensor] = {}
     for layer in range(dimensions.layers):
         for name in LAYER_NAMES:
             tensor = draw(*dimensions.shape(name))
             if tensor.dim() == 2:
                 tensor[draw(*tensor.shape) < 0.7] = 0.0
             state[layer, name] = tensor
-    packed = pack(dimensions, lambda layer, name: state[layer, name])
-    if kernel.find_fault(packed):
-        return f"it refuses good weights by rule {kernel.find_fault(packed)}"
     x = draw(3, 37, dimensions.hidden)
     mask = torch.zeros(3, 1, 1, 37)
     mask[1, ..., 20:] = -math.inf
-    found = kernel.encode(x, mask.expand(3, 2, 37, 37), packed, threads=2)
-    wanted = x.double()
-    for layer in range(dimensions.layers):
-        wanted = _reference(
-            wanted, mask.double(), {n: state[layer, n].double() for n in LAYER_NAMES}, dimensions
-        )
-    error = (found.double() - wanted).abs().max().item()
-    return None if error < 1e-4 else f"an error of {error:.1e}"
+    rounded = {
+        key: quantize_rows(tensor) if key[1] in MATRIX_NAMES else tensor
+        for key, tensor in state.items()
+    }
+    # int8 rounds a token's inputs as well, to a part in 254 of the largest.
+    for weights, largest in ((state, 1e-4), (rounded, 0.1))[: 2 if kernel.has_int8 else 1]:
+        packed = pack(dimensions, lambda *key, weights=weights: weights[key])
+        if kernel.find_fault(packed):
+            return f"it refuses good weights by rule {kernel.find_fault(packed)}"
+        found = kernel.encode(x, mask.expand(3, 2, 37, 37), packed, threads=2)
+        wanted = x.double()
+        for layer in range(dimensions.layers):
+            tensors = {name: _dense(weights[layer, name]).double() for name in LAYER_NAMES}
+            wanted = _reference(wanted, mask.double(), tensors, dimensions)
+        is_real = mask[:, 0, 0] == 0
+        error = (found.double() - wanted)[is_real].abs().max().item()
+        if not error < largest:
+            return f"an error of {error:.1e}"
+    return None
+
+
+def _dense(weight: torch.Tensor | Int8Matrix) -> torch.Tensor:
+    return weight.dequantize() if isinstance(weight, Int8Matrix) else weight
 
 
 def _reference(
@@ -190,7 +231,7 @@ def release_scratch() -> int:
     return load_kernel().release()
 
 
-_verified: dict[tuple[int, int, bytes], tuple[int, int]] = {}
+_verified: dict[tuple[str, int, int, bytes], tuple[int, int]] = {}
 
 
 def verify(kernel: Kernel, packed: torch.Tensor) -> tuple[int, int]:
@@ -202,10 +243,15 @@ def verify(kernel: Kernel, packed: torch.Tensor) -> tuple[int, int]:
         BadInput: they are damaged.
     """
     header = packed[:40].numpy().tobytes()
-    key = (packed.data_ptr(), packed.numel(), header)
+    key = (kernel.level, packed.data_ptr(), packed.numel(), header)
     if key in _verified:
         return _verified[key]
     fault = kernel.find_fault(packed)
+    if fault == _NO_INT8:
+        raise BadInput(
+            "the model was made with int8 values for a processor that multiplies bytes, which this "
+            "processor, or its kernel, does not: call to_sparse or load_sparse here"
+        )
     if fault:
         raise BadInput(
             f"the packed weights are damaged (rule {fault}): make the model sparse again"

@@ -17,7 +17,7 @@ class SparseEncoder(nn.Module):
 
     The packed weights are its only state: one uint8 buffer, so that copies, forks, pickles and
     moves between devices need nothing special. `state_dict` gives the dense tensors that they were
-    made of, under BertEncoder's names, bit for bit.
+    made of, under BertEncoder's names, bit for bit; weights that were rounded to int8 have none.
     """
 
     packed: torch.Tensor
@@ -81,12 +81,19 @@ class SparseEncoder(nn.Module):
         """What print(model) shows."""
         reader = PackedReader(self.packed.cpu())
         entries, weights = reader.count_entries()
-        return f"layers={reader.dimensions.layers}, density={entries / weights:.4f}"
+        values = "int8" if reader.is_rounded else "fp32"
+        density = entries / weights
+        return f"layers={reader.dimensions.layers}, density={density:.4f}, values={values}"
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         reader = PackedReader(self.packed.cpu())
+        if reader.is_rounded:
+            raise BadInput(
+                "the weights were rounded to int8, so a state_dict would not be the model's: take "
+                "the dense model's, or save this one with sparsebert.save_sparse"
+            )
         for layer in range(reader.dimensions.layers):
             tensors = reader.tensors(layer)
             for name in LAYER_NAMES:
@@ -102,7 +109,13 @@ class SparseEncoder(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        dimensions = PackedReader(self.packed.cpu()).dimensions
+        reader = PackedReader(self.packed.cpu())
+        if reader.is_rounded and any(key.startswith(prefix) for key in state_dict):
+            raise BadInput(
+                "the weights were rounded to int8: load the state_dict into the dense model, and "
+                "call to_sparse again"
+            )
+        dimensions = reader.dimensions
         given = {}
         for layer in range(dimensions.layers):
             for name in LAYER_NAMES:

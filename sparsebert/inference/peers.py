@@ -105,6 +105,11 @@ def build_sparse(shop: Workshop) -> Engine:
     return _torch_engine(to_sparse(shop.build_model(), force=True))
 
 
+def build_sparse_int8(shop: Workshop) -> Engine:
+    """Ours with int8 values."""
+    return _torch_engine(to_sparse(shop.build_model(), values="int8", force=True))
+
+
 def build_torch(shop: Workshop) -> Engine:
     """Plain transformers, fp32, sdpa attention."""
     return _torch_engine(shop.build_model())
@@ -198,6 +203,7 @@ def build_openvino_int8(shop: Workshop) -> Engine:
 
 BUILDERS: dict[str, Callable[[Workshop], Engine]] = {
     "sparse": build_sparse,
+    "sparse-int8": build_sparse_int8,
     "torch": build_torch,
     "torch-bf16": build_torch_bf16,
     "onnxruntime": build_onnxruntime,

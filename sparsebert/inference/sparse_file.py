@@ -4,6 +4,9 @@ A matrix of the encoder is two tensors there (docs/formats.md): NAME.mask, a bit
 bit first, 1 = stored), and NAME.values, the fp32 weights whose bit is set, row by row. Where
 weights without a bit are -0.0 there is NAME.signs, a bit a weight as well. Every other tensor
 stands under its own name.
+
+In a file with int8 values NAME.values is int8, and NAME.scales (fp32) is what a row's values are
+multiplied by. The word embeddings are int8 under their own name, with scales as well.
 """
 
 import hashlib
@@ -20,9 +23,11 @@ from safetensors.torch import save_file
 
 from sparsebert.inference.errors import BadInput
 from sparsebert.inference.layout import MATRIX_NAMES
+from sparsebert.inference.quantize import FP32, INT8, Int8Matrix, quantize_rows
 
 SPARSE_FILE = "sparse.safetensors"
-_FORMAT = {"format": "sparsebert_sparse", "format_version": "1"}
+_FORMAT = "sparsebert_sparse"
+_VERSIONS = {FP32: "1", INT8: "2"}
 _MATRIX = re.compile(
     r"(?:.*\.)?(encoder\.layer\.\d+\.(?:" + "|".join(map(re.escape, MATRIX_NAMES)) + "))"
 )
@@ -44,34 +49,52 @@ def canonical_matrix(name: str) -> str | None:
     return match[1] if match else None
 
 
+def is_word_embeddings(name: str) -> bool:
+    """Whether a tensor is the word embeddings, by its name in any BERT class."""
+    return name.endswith("embeddings.word_embeddings.weight")
+
+
+# Classes whose output layer is the word embeddings once more; those stay fp32.
+TIED_CLASSES = ("BertForMaskedLM", "BertForPreTraining")
+
+
 def write_sparse_file(
     file: Path,
-    tensors: Iterable[tuple[str, torch.Tensor]],
+    tensors: Iterable[tuple[str, torch.Tensor | Int8Matrix]],
     is_entry: Mapping[str, torch.Tensor],
     *,
     model_class: str,
     mask_digest: str | None = None,
+    values: str = FP32,
 ) -> None:
     """Write the tensors of a model of `model_class`.
 
     Args:
         file: to create.
-        tensors: under their names in the class.
+        tensors: under their names in the class; rounded ones as they are.
         is_entry: bool by canonical name: which weights of a matrix are stored. A matrix without
             one has stored what is not zero.
         model_class: of transformers.
         mask_digest: of the masks, where training knew one.
+        values: int8 rounds the matrices that are not rounded yet, and the word embeddings.
     """
     stored: dict[str, torch.Tensor] = {}
     shapes = {}
     for name, tensor in tensors:
-        tensor = tensor.detach().contiguous()
         matrix = canonical_matrix(name)
+        if not isinstance(tensor, Int8Matrix):
+            tensor = tensor.detach().contiguous()
+            if matrix is not None and tensor.dtype != torch.float32:
+                raise BadInput(f"{name} is {tensor.dtype}, but only float32 can be stored exactly")
+            is_table = is_word_embeddings(name) and model_class not in TIED_CLASSES
+            if values == INT8 and (matrix is not None or is_table):
+                tensor = quantize_rows(tensor.float())
+        if isinstance(tensor, Int8Matrix):
+            stored[f"{name}.scales"] = tensor.scales
+            tensor = tensor.values
         if matrix is None:
             stored[name] = tensor
             continue
-        if tensor.dtype != torch.float32:
-            raise BadInput(f"{name} is {tensor.dtype}, but only float32 can be stored exactly")
         chosen = is_entry.get(matrix)
         chosen = tensor != 0 if chosen is None else chosen
         if (tensor[~chosen] != 0).any():
@@ -84,7 +107,8 @@ def write_sparse_file(
             stored[f"{name}.signs"] = _pack_bits(negative)
     hashes = {name: _hash(tensor) for name, tensor in stored.items()}
     metadata = {
-        **_FORMAT,
+        "format": _FORMAT,
+        "format_version": _VERSIONS[values],
         "model_class": model_class,
         "shapes": json.dumps(shapes),
         "sha256": json.dumps(hashes),
@@ -119,8 +143,13 @@ class SparseFile:
             self._names = set(self._file.keys())
         except (OSError, SafetensorError) as error:
             raise BadInput(f"{file} is missing or damaged ({error}): copy it again") from None
-        if not metadata.items() >= _FORMAT.items():
-            raise BadInput(f"{file} is no sparse model of format version 1: export it again")
+        version = metadata.get("format_version")
+        if metadata.get("format") != _FORMAT or version not in _VERSIONS.values():
+            raise BadInput(
+                f"{file} is no sparse model of format version 1 or 2: export it again, or install "
+                "a newer sparsebert"
+            )
+        self.values = INT8 if version == _VERSIONS[INT8] else FP32
         try:
             self._hashes: dict[str, str] = json.loads(metadata["sha256"])
             shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
@@ -139,9 +168,26 @@ class SparseFile:
             )
 
     def plain_names(self) -> list[str]:
-        """Names of the tensors that are stored as they are."""
-        parts = {f"{name}.{part}" for name in self.shapes for part in ("mask", "values", "signs")}
-        return sorted(self._names - parts)
+        """Names of the tensors that are stored whole."""
+        kinds = ("mask", "values", "signs", "scales")
+        parts = {f"{name}.{part}" for name in self.shapes for part in kinds}
+        return sorted(n for n in self._names - parts if not n.endswith(".scales"))
+
+    def read_rounded(self, name: str) -> torch.Tensor | Int8Matrix:
+        """One tensor that is stored whole: as it is, or rounded."""
+        tensor = self.read(name)
+        if tensor.dtype != torch.int8:
+            return tensor
+        scales = self._scales(name, len(tensor))
+        if tensor.dim() != 2:
+            raise BadInput(f"{self._path} is damaged at {name}: copy it again")
+        return Int8Matrix(tensor, scales)
+
+    def _scales(self, name: str, rows: int) -> torch.Tensor:
+        scales = self.read(f"{name}.scales")
+        if scales.dtype != torch.float32 or scales.shape != (rows,):
+            raise BadInput(f"{self._path} is damaged at {name}.scales: copy it again")
+        return scales
 
     def read(self, name: str) -> torch.Tensor:
         """One stored tensor, as memory of its own."""
@@ -152,17 +198,20 @@ class SparseFile:
             raise BadInput(f"{self._path} is damaged at {name}: copy it again")
         return tensor
 
-    def matrix(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def matrix(self, name: str) -> tuple[torch.Tensor | Int8Matrix, torch.Tensor]:
         """A matrix, dense, and which of its weights are stored."""
         shape = self.shapes[name]
         is_entry = self._bits(f"{name}.mask", shape)
         values = self.read(f"{name}.values")
-        if values.dtype != torch.float32 or values.shape != (int(is_entry.sum()),):
+        dtype = torch.int8 if self.values == INT8 else torch.float32
+        if values.dtype != dtype or values.shape != (int(is_entry.sum()),):
             raise BadInput(f"{self._path} is damaged at {name}.values: copy it again")
-        dense = torch.zeros(shape)
+        dense = torch.zeros(shape, dtype=dtype)
         if f"{name}.signs" in self._names:
             dense[self._bits(f"{name}.signs", shape)] = -0.0
         dense[is_entry] = values
+        if self.values == INT8:
+            return Int8Matrix(dense, self._scales(name, shape[0])), is_entry
         return dense, is_entry
 
     def _bits(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -23,6 +23,7 @@ from sparsebert.inference.layout import LAYER_NAMES, MATRIX_NAMES
 from sparsebert.inference.library import load_kernel
 from sparsebert.inference.module import SparseEncoder
 from sparsebert.inference.packing import PackedReader, pack
+from sparsebert.inference.quantize import FP32, INT8, Int8Embedding, Int8Matrix
 from sparsebert.inference.sparse_file import (
     MODEL_CLASSES,
     SPARSE_FILE,
@@ -31,6 +32,7 @@ from sparsebert.inference.sparse_file import (
 )
 
 CONFIG_FILE = "config.json"
+WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 
 
 def save_sparse(model: nn.Module, folder: str | Path, *, tokenizer: Any = None) -> None:
@@ -50,8 +52,8 @@ def save_sparse(model: nn.Module, folder: str | Path, *, tokenizer: Any = None) 
     if not isinstance(encoder, SparseEncoder):
         raise BadInput("the model's encoder is dense: call to_sparse first")
     reader = PackedReader(encoder.packed)
-    is_entry = {
-        f"encoder.layer.{layer}.{name}": found.is_entry
+    matrices = {
+        f"encoder.layer.{layer}.{name}": found
         for layer in range(reader.dimensions.layers)
         for name, found in reader.matrices(layer).items()
     }
@@ -60,20 +62,51 @@ def save_sparse(model: nn.Module, folder: str | Path, *, tokenizer: Any = None) 
         model.config.save_pretrained(partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
-        tensors = _without_duplicates(model.state_dict())
         write_sparse_file(
-            partial / SPARSE_FILE, tensors.items(), is_entry, model_class=type(model).__name__
+            partial / SPARSE_FILE,
+            _tensors(
+                model, reader, {name: found.weight for name, found in matrices.items()}
+            ).items(),
+            {name: found.is_entry for name, found in matrices.items()},
+            model_class=type(model).__name__,
+            values=INT8 if reader.is_rounded else FP32,
         )
 
 
-def _without_duplicates(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each storage once: tied weights are tied again by the class that loads them."""
-    seen: dict[int, str] = {}
-    return {
-        name: tensor
-        for name, tensor in state.items()
-        if seen.setdefault(tensor.data_ptr(), name) == name or tensor.numel() == 0
-    }
+def _tensors(
+    model: nn.Module, reader: PackedReader, matrices: Mapping[str, torch.Tensor | Int8Matrix]
+) -> dict[str, torch.Tensor | Int8Matrix]:
+    """Every tensor by its name in the class, each storage once: the class that loads ties again."""
+    bert = find_bert(model)
+    prefix = prefix_of(model, bert)
+    found: dict[str, torch.Tensor | Int8Matrix] = {}
+    seen: set[int] = set()
+    for name, tensor in _plain_tensors(model):
+        if tensor.numel() == 0 or tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            found[name] = tensor
+    for layer in range(reader.dimensions.layers):
+        for name, vector in reader.vectors(layer).items():
+            found[f"{prefix}encoder.layer.{layer}.{name}"] = vector
+    found |= {f"{prefix}{name}": matrix for name, matrix in matrices.items()}
+    table = bert.embeddings.word_embeddings
+    if isinstance(table, Int8Embedding):
+        found[f"{prefix}{WORD_EMBEDDINGS}"] = Int8Matrix(table.values, table.scales)
+    return found
+
+
+def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a state_dict has, but of the modules that are ours."""
+    for name, part in model.named_modules():
+        if not isinstance(part, SparseEncoder | Int8Embedding):
+            own: dict[str, torch.Tensor] = {}
+            part._save_to_state_dict(own, f"{name}." if name else "", False)
+            yield from own.items()
+
+
+def prefix_of(model: nn.Module, bert: nn.Module) -> str:
+    """What stands before BertModel's names in the model's."""
+    return next(f"{name}." if name else "" for name, part in model.named_modules() if part is bert)
 
 
 @contextlib.contextmanager
@@ -102,7 +135,8 @@ def load_sparse(
 
     Args:
         folder: its path; nothing is downloaded.
-        dense: give the plain transformers model, which can be trained.
+        dense: give the plain transformers model, which can be trained; of int8 values with the
+            weights that they stand for.
         fallback: give the plain model, with a warning, where the kernel cannot be had.
 
     Raises:
@@ -128,16 +162,26 @@ def load_sparse(
     with torch.device("meta"):
         model: PreTrainedModel = getattr(transformers, file.model_class)(config)
     bert = find_bert(model)
-    prefix = next(f"{n}." if n else "" for n, part in model.named_modules() if part is bert)
-    state = {name: file.read(name) for name in file.plain_names()}
-    if dense:
-        state |= {name: file.matrix(name)[0] for name in file.shapes}
+    prefix = prefix_of(model, bert)
+    rounded = {name: file.read_rounded(name) for name in file.plain_names()}
+    table = rounded.get(f"{prefix}{WORD_EMBEDDINGS}")
+    if not dense and isinstance(table, Int8Matrix):
+        del rounded[f"{prefix}{WORD_EMBEDDINGS}"]
     else:
-        install(model, bert, _pack_from(file, state, bert, prefix))
+        table = None
+    state = {name: _dequantized(tensor) for name, tensor in rounded.items()}
+    if dense:
+        state |= {name: _dequantized(file.matrix(name)[0]) for name in file.shapes}
+    else:
+        install(model, bert, _pack_from(file, state, bert, prefix), table)
     _fill(model, state, folder)
-    del file, state
+    del file, state, rounded
     _return_freed_memory()
     return model.eval()
+
+
+def _dequantized(tensor: torch.Tensor | Int8Matrix) -> torch.Tensor:
+    return tensor.dequantize() if isinstance(tensor, Int8Matrix) else tensor
 
 
 def _return_freed_memory() -> None:
@@ -179,7 +223,7 @@ def _pack_from(
                     f"the sparse file does not fit config.json at {full}: copy both again"
                 )
 
-    def tensor(layer: int, name: str) -> torch.Tensor:
+    def tensor(layer: int, name: str) -> torch.Tensor | Int8Matrix:
         full = f"{prefix}encoder.layer.{layer}.{name}"
         if name not in MATRIX_NAMES:
             return vectors[full]
@@ -189,7 +233,8 @@ def _pack_from(
     def keep_mask(layer: int, name: str) -> torch.Tensor:
         return masks.pop(f"{prefix}encoder.layer.{layer}.{name}")
 
-    return pack(dimensions, tensor, keep_mask=keep_mask)
+    compute_int8 = load_kernel().has_int8
+    return pack(dimensions, tensor, keep_mask=keep_mask, compute_int8=compute_int8)
 
 
 def _fill(model: PreTrainedModel, state: dict[str, torch.Tensor], folder: Path) -> None:

@@ -19,6 +19,12 @@ struct HeadTile {
 struct Mask {
   const float* data = nullptr;
   int64_t query_stride = 0, key_stride = 0;
+  const int64_t* rows = nullptr;  // of the tokens, in the caller's batch,
+  int64_t first = 0;              // where the sequence begins with this one
+
+  const float& at(int64_t query, int64_t key) const {
+    return data[(rows[query] - first) * query_stride + (rows[key] - first) * key_stride];
+  }
 };
 
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -73,7 +79,7 @@ static void gemm(const float* a, int64_t ar, int64_t ak, const float* b, float* 
   if (i < lanes) gemm_columns<1>(a, ar, ak, b + i, c + i, lanes, rows, depth, add);
 }
 
-// scores -> 2^(log2(e) * (scale * scores + mask) - largest), and 1 / their sum, a lane. A lane whose
+// scores -> e^(scale * scores + mask - the largest of these), and 1 / their sum, a lane. A lane whose
 // keys are all masked by -infinity gets 0, as torch's scaled_dot_product_attention gives it.
 static void softmax(float* scores, int64_t keys, int lanes, float scale, const float* mask,
                     bool mask_has_lanes, float* inverse) {
@@ -84,7 +90,6 @@ static void softmax(float* scores, int64_t keys, int lanes, float scale, const f
     Vec most = nothing;
     if (mask == nullptr) {
       for (int64_t j = 0; j < keys; j++) most = larger(load(column + j * lanes), most);
-      most = most * scale;
     } else {
       for (int64_t j = 0; j < keys; j++) {
         const Vec added = mask_has_lanes ? load(mask + j * lanes + i) : splat(mask[j]);
@@ -93,13 +98,14 @@ static void softmax(float* scores, int64_t keys, int lanes, float scale, const f
         most = larger(s, most);
       }
     }
-    // -infinity minus -infinity would be NaN; so would be the lowest float times log2(e), less
-    // itself: masked scores are subtracted first.
+    // -infinity minus -infinity would be NaN. The largest is subtracted before anything is multiplied:
+    // the lowest float times log2(e) is -infinity, and a large score that was rounded in between may
+    // exceed the largest by thousands.
     const Vec base = most == nothing ? Vec{} : most;
-    const float factor = mask == nullptr ? scale : 1.f;
+    const float factor = mask == nullptr ? scale * LOG2_E : LOG2_E;
     Vec sum = Vec{};
     for (int64_t j = 0; j < keys; j++) {
-      const Vec e = exp2_negative((load(column + j * lanes) * factor - base) * LOG2_E);
+      const Vec e = exp2_negative((load(column + j * lanes) - base) * factor);
       sum += e;
       store(column + j * lanes, e);
     }
@@ -121,7 +127,7 @@ static void attend(const HeadTile* tiles, int count, int64_t keys, int64_t featu
   float* key_mask = inverse + MAX_LANES;
   const bool by_query = mask.data != nullptr && mask.query_stride != 0;
   if (mask.data != nullptr && !by_query)
-    for (int64_t j = 0; j < keys; j++) key_mask[j] = mask.data[j * mask.key_stride];
+    for (int64_t j = 0; j < keys; j++) key_mask[j] = mask.at(0, j);
   int64_t query = 0;
   for (int n = 0; n < count; n++) {
     const HeadTile& own = tiles[n];
@@ -134,8 +140,7 @@ static void attend(const HeadTile* tiles, int count, int64_t keys, int64_t featu
     if (by_query)
       for (int64_t j = 0; j < keys; j++)
         for (int t = 0; t < own.lanes; t++)
-          lane_mask[j * own.lanes + t] =
-              t < own.tokens ? mask.data[(query + t) * mask.query_stride + j * mask.key_stride] : 0.f;
+          lane_mask[j * own.lanes + t] = t < own.tokens ? mask.at(query + t, j) : 0.f;
     const float* added = mask.data == nullptr ? nullptr : by_query ? lane_mask : key_mask;
     softmax(scores, keys, own.lanes, scale, added, by_query, inverse);
     key = 0;

@@ -14,52 +14,90 @@ namespace {
 
 constexpr int64_t GROUP_TOKENS = 256;
 
-// Floats of a thread's own: attention's, and copies of one head.
-int64_t own_scratch(const Call& call) {
-  const int64_t features = call.header->hidden / call.header->heads;
-  const int64_t padded = call.length + MAX_LANES;
-  const int64_t wanted = attention_scratch(call.length, features) + 3 * features * padded;
-  return (wanted + 63) / 64 * 64;
+// Which tokens of sequence `number` are computed: all, or those that the mask lets others attend to.
+//
+// A token that no query attends to has no part in any other's output. It is left out, and its own
+// output is 0, where the mask is one number a key.
+void add_sequence(const MaskView& mask, int64_t number, int64_t length, std::vector<Sequence>* sequences,
+                  std::vector<int64_t>* rows) {
+  constexpr float MASKED = -1e38f, ATTENDED = -1e30f;
+  Sequence found{number, static_cast<int64_t>(rows->size()), length, mask.data != nullptr};
+  const bool by_key = mask.data != nullptr && mask.query == 0 && mask.head == 0;
+  bool attended = false;
+  if (by_key)
+    for (int64_t j = 0; j < length; j++) attended |= mask.data[number * mask.batch + j * mask.key] > ATTENDED;
+  if (attended) found.masked = false;
+  for (int64_t j = 0; j < length; j++) {
+    if (attended) {
+      const float added = mask.data[number * mask.batch + j * mask.key];
+      if (added < MASKED) continue;
+      found.masked |= added != 0.f;
+    }
+    rows->push_back(number * length + j);
+  }
+  found.length = static_cast<int64_t>(rows->size()) - found.start;
+  sequences->push_back(found);
 }
 
 // The sequences [first, last) of a call, group by group, on `threads` threads.
 // False without memory.
 bool encode(const Call& call, int64_t first, int64_t last, int threads) {
   const Header& h = *call.header;
-  const int64_t target = GROUP_TOKENS * threads;
-  const int64_t size = std::max<int64_t>(1, target / call.length);
+  const Sequence* const sequences = call.sequences->data();
   Borrowed borrowed;
-  for (int64_t begin = first; begin < last; begin += size) {
-    const int64_t sequences = std::min(size, last - begin);
-    const int64_t tokens = sequences * call.length;
-    const Tiling tiling(tokens, choose_width(tokens, threads));
+  for (int64_t begin = first; begin < last;) {
+    int64_t end = begin, tokens = 0;
+    while (end < last && (tokens == 0 || tokens + sequences[end].length <= GROUP_TOKENS * threads))
+      tokens += sequences[end++].length;
+    const Tiling tiling(tokens, choose_width(h, tokens, threads), h.values == INT8);
     const int64_t padded = tiling.padded();
     const int64_t inner_lanes = std::max<int64_t>(padded < MAX_LANES * threads ? padded : 0,
                                                   int64_t(MAX_LANES) * threads);
-    const int64_t own = own_scratch(call);
+    const int64_t own = Worker::own_floats(h, call.length);
     const int64_t hidden = h.hidden, inner = h.inner;
     float* memory = borrowed.get(padded * 4 * hidden + inner_lanes * inner + threads * own);
     if (memory == nullptr) return false;
     Barrier barrier(threads);
     float* const own_memory = memory + padded * 4 * hidden + inner_lanes * inner;
-    const Group group{begin, sequences, tiling, memory, memory + padded * hidden,
+    const Group group{sequences + begin, end - begin, tiling, memory, memory + padded * hidden,
                       memory + padded * 4 * hidden, threads, &barrier};
     const auto work = [&](int index) { Worker(call, group, index, own_memory + index * own).run(); };
     if (threads == 1)
       work(0);
     else if (!State::get().run(threads, work))
       return encode(call, begin, last, 1);
+    begin = end;
   }
   return true;
 }
 
-bool encode_by_sequences(const Call& call, int threads) {
+// The first sequence of each thread's share, if whole sequences make shares of about equal tokens.
+bool cut_by_sequences(const Call& call, int threads, std::vector<int64_t>* cuts) {
+  constexpr double LARGEST_SHARE = 1.15;  // over the mean; else threads share each sequence
+  const std::vector<Sequence>& sequences = *call.sequences;
+  const int64_t count = static_cast<int64_t>(sequences.size());
+  const double mean = double(call.rows->size()) / threads;
+  cuts->assign(1, 0);
+  int64_t next = 0, last_tokens = 0;
+  for (int t = 1; t <= threads; t++) {
+    // The cut nearest to t means.
+    const auto end_of = [&](int64_t n) { return double(sequences[n].start + sequences[n].length); };
+    while (next < count && (t == threads || end_of(next) - mean * t <= mean * t - sequences[next].start)) next++;
+    const int64_t tokens = next == 0 ? 0 : static_cast<int64_t>(end_of(next - 1));
+    if (double(tokens - last_tokens) > LARGEST_SHARE * mean) return false;
+    last_tokens = tokens;
+    cuts->push_back(next);
+  }
+  return true;
+}
+
+bool encode_by_sequences(const Call& call, const std::vector<int64_t>& cuts, int threads) {
   std::atomic<bool> done{true};
   const auto work = [&](int index) {
-    const int64_t first = call.batch * index / threads, last = call.batch * (index + 1) / threads;
-    if (!encode(call, first, last, 1)) done = false;
+    if (!encode(call, cuts[index], cuts[index + 1], 1)) done = false;
   };
-  if (!State::get().run(threads, work)) return encode(call, 0, call.batch, 1);
+  if (!State::get().run(threads, work))
+    return encode(call, 0, static_cast<int64_t>(call.sequences->size()), 1);
   return done;
 }
 
@@ -68,9 +106,12 @@ bool encode_by_sequences(const Call& call, int threads) {
 
 #define SPARSEBERT_EXPORT extern "C" __attribute__((visibility("default")))
 
-SPARSEBERT_EXPORT int sparsebert_abi(void) { return 1; }
+SPARSEBERT_EXPORT int sparsebert_abi(void) { return 2; }
 
 SPARSEBERT_EXPORT int sparsebert_vector_floats(void) { return sparsebert::VL; }
+
+// Whether it computes weights of int8; buffers with them are refused otherwise.
+SPARSEBERT_EXPORT int sparsebert_has_int8(void) { return sparsebert::HAS_INT8; }
 
 // 0, or the number of the rule that the buffer breaks (packed.h).
 SPARSEBERT_EXPORT int sparsebert_find_fault(const void* packed, uint64_t bytes) {
@@ -78,8 +119,8 @@ SPARSEBERT_EXPORT int sparsebert_find_fault(const void* packed, uint64_t bytes) 
 }
 
 // x and y: [batch][length][hidden]. mask: null, or what is added to the scores, with its strides by
-// sequence, head, query and key. The buffer must have passed sparsebert_find_fault.
-// 0, or 1 without memory.
+// sequence, head, query and key. The output of a token that the mask keeps from all queries is 0. The
+// buffer must have passed sparsebert_find_fault. 0, or 1 without memory.
 SPARSEBERT_EXPORT int sparsebert_encode(const void* packed, const float* x, float* y, int64_t batch,
                                         int64_t length, const float* mask, const int64_t* strides,
                                         int threads) {
@@ -88,11 +129,19 @@ SPARSEBERT_EXPORT int sparsebert_encode(const void* packed, const float* x, floa
   try {
     MaskView view{};
     if (mask != nullptr) view = {mask, strides[0], strides[1], strides[2], strides[3]};
-    const Call call{packed, at<Header>(packed, 0), x, y, batch, length, view};
-    // Sharing one sequence pays from one vector of tokens a thread on.
-    const bool whole = threads > 1 && batch >= threads && (batch % threads == 0 || batch >= 4 * threads);
-    const bool done = whole ? encode_by_sequences(call, threads)
-                            : encode(call, 0, batch, std::max(1, threads));
+    std::vector<Sequence> sequences;
+    std::vector<int64_t> rows;
+    sequences.reserve(batch);
+    rows.reserve(batch * length);
+    for (int64_t n = 0; n < batch; n++) add_sequence(view, n, length, &sequences, &rows);
+    const Header* header = at<Header>(packed, 0);
+    const Call call{packed, header, x, y, length, view, &sequences, &rows};
+    if (static_cast<int64_t>(rows.size()) < batch * length)
+      memset(y, 0, sizeof(float) * batch * length * header->hidden);
+    std::vector<int64_t> cuts;
+    const bool done = threads > 1 && cut_by_sequences(call, threads, &cuts)
+                          ? encode_by_sequences(call, cuts, threads)
+                          : encode(call, 0, batch, std::max(1, threads));
     return done ? 0 : 1;
   } catch (const std::bad_alloc&) {
     return 1;

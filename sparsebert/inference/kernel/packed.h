@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "vectors.h"
+
 namespace sparsebert {
 
 struct Header {
@@ -21,8 +23,12 @@ struct Header {
   uint32_t block_inputs;
   float layer_norm_eps;
   uint64_t layer_table;  // offset of Layer[layers]
-  uint64_t reserved[8];  // read by packing.py only
+  uint32_t values;       // FP32, INT8
+  uint32_t rounded;      // read by packing.py only, and so is what follows
+  uint64_t reserved[7];
 };
+
+enum { FP32, INT8 };
 
 enum { QKV, OUT, UP, DOWN, MATRICES };
 enum { QKV_BIAS, OUT_BIAS, NORM1_WEIGHT, NORM1_BIAS, UP_BIAS, DOWN_BIAS, NORM2_WEIGHT, NORM2_BIAS, VECTORS };
@@ -36,22 +42,31 @@ struct Matrix {
   uint32_t rows, inputs, blocks, chunks;
   uint64_t cuts;   // offset of uint32[chunks + 1]: the first row of each chunk
   uint64_t parts;  // offset of Part[blocks][chunks]
+  // Of weights that were rounded to int8: offsets of float[rows], what a row's integers are multiplied
+  // by, and of int32[rows], -128 times their sum.
+  uint64_t scales, begins;
 };
 
 struct Part {
   uint32_t runs, rows;
-  uint64_t entries;
+  uint64_t entries;  // with those that fill up a step
   uint64_t run_at, row_at, index_at, value_at;
 };
 
 struct Run {
-  uint32_t count, rows;
+  uint32_t count;  // of steps a row
+  uint32_t rows;
 };
+
+constexpr uint32_t INT8_STEP = 4;
 
 // An entry's input within its block, times 32: with T tokens a tile its activations lie at
 // index * T / 8 bytes, which is a shift or, for powers of two, a mode of addressing.
 constexpr uint32_t INDEX_SCALE = 32;
-constexpr uint32_t MAX_BLOCK_INPUTS = 65535 / INDEX_SCALE;
+// The same of int8, times the fewest tokens of a tile: index * T / 16 bytes.
+constexpr uint32_t INT8_INDEX_SCALE = 16;
+// Sums of 255 * 127 * inputs fit into int32.
+constexpr uint32_t MAX_INT8_INPUTS = 65536;
 // Readable bytes behind the last row number: the next rows' sums are prefetched.
 constexpr uint64_t ROW_SLACK = 16;
 
@@ -71,13 +86,18 @@ inline int find_fault(const void* packed, uint64_t bytes) {
   if (reinterpret_cast<uintptr_t>(packed) % 8 != 0) return 1;
   if (bytes < sizeof(Header)) return 2;
   const Header& h = *at<Header>(packed, 0);
-  if (memcmp(h.magic, "SBPACK01", 8) != 0) return 3;
+  if (memcmp(h.magic, "SBPACK02", 8) != 0) return 3;
   if (h.bytes != bytes) return 4;
   const uint32_t limit = 1u << 24;
   if (h.hidden == 0 || h.hidden > limit || h.inner == 0 || h.inner > limit) return 5;
   if (h.heads == 0 || h.hidden % h.heads != 0) return 6;
-  if (h.block_inputs == 0 || h.block_inputs > MAX_BLOCK_INPUTS) return 7;
   if (!fits(h.layer_table, h.layers, sizeof(Layer))) return 8;
+  if (h.values != FP32 && h.values != INT8) return 28;
+  const bool int8 = h.values == INT8;
+  if (int8 && !HAS_INT8) return 31;
+  if (int8 && (h.hidden > MAX_INT8_INPUTS || h.inner > MAX_INT8_INPUTS)) return 29;
+  const uint32_t step = int8 ? INT8_STEP : 1, index_scale = int8 ? INT8_INDEX_SCALE : INDEX_SCALE;
+  if (h.block_inputs == 0 || h.block_inputs > 65535 / index_scale) return 7;  // an index has 16 bits
   const uint64_t rows_of[MATRICES] = {3ull * h.hidden, h.hidden, h.inner, h.hidden};
   const uint64_t inputs_of[MATRICES] = {h.hidden, h.hidden, h.hidden, h.inner};
   const uint64_t length_of[VECTORS] = {3ull * h.hidden, h.hidden, h.hidden, h.hidden,
@@ -94,6 +114,7 @@ inline int find_fault(const void* packed, uint64_t bytes) {
       if (m.chunks == 0 || m.chunks > m.rows) return 13;
       if (!fits(m.cuts, m.chunks + 1ull, 4)) return 14;
       if (!fits(m.parts, uint64_t(m.blocks) * m.chunks, sizeof(Part))) return 15;
+      if (int8 && !(fits(m.scales, m.rows, 4) && fits(m.begins, m.rows, 4))) return 30;
       const uint32_t* cuts = at<uint32_t>(packed, m.cuts);
       if (cuts[0] != 0 || cuts[m.chunks] != m.rows) return 16;
       for (uint32_t c = 0; c < m.chunks; c++)
@@ -104,15 +125,15 @@ inline int find_fault(const void* packed, uint64_t bytes) {
           if (!fits(p.run_at, p.runs, sizeof(Run))) return 18;
           if (!fits(p.row_at, p.rows + ROW_SLACK / 4, 4)) return 19;
           if (!fits(p.index_at, p.entries, 2)) return 20;
-          if (!fits(p.value_at, p.entries, 4)) return 21;
+          if (!fits(p.value_at, p.entries, int8 ? 1 : 4)) return 21;
           const Run* runs = at<Run>(packed, p.run_at);
-          uint64_t rows = 0, entries = 0;
+          uint64_t rows = 0, steps = 0;
           for (uint32_t r = 0; r < p.runs; r++) {
             rows += runs[r].rows;
-            entries += uint64_t(runs[r].count) * runs[r].rows;
-            if (rows > p.rows || entries > p.entries) return 22;
+            steps += uint64_t(runs[r].count) * runs[r].rows;
+            if (rows > p.rows || steps > p.entries / step) return 22;
           }
-          if (rows != p.rows || entries != p.entries) return 23;
+          if (rows != p.rows || steps * step != p.entries) return 23;
           const bool is_edge = b == 0 || b + 1 == m.blocks;
           if (is_edge && p.rows != cuts[c + 1] - cuts[c]) return 24;
           const uint32_t* row = at<uint32_t>(packed, p.row_at);
@@ -125,7 +146,7 @@ inline int find_fault(const void* packed, uint64_t bytes) {
               static_cast<uint32_t>((end < m.inputs ? end : m.inputs) - uint64_t(b) * h.block_inputs);
           const uint16_t* index = at<uint16_t>(packed, p.index_at);
           for (uint64_t i = 0; i < p.entries; i++)
-            if (index[i] % INDEX_SCALE != 0 || index[i] / INDEX_SCALE >= width) return 26;
+            if (index[i] % index_scale != 0 || index[i] / index_scale >= width) return 26;
         }
     }
   }

@@ -9,18 +9,20 @@
 
 namespace sparsebert {
 
-// 0 for a token whose inputs are all finite, else NaN. A dense product multiplies zero weights too,
-// and 0 * infinity is NaN; added to each sum, this gives what the dense product gives.
+// poison [T]: 0 for a token whose inputs are all finite, else NaN. A dense product multiplies zero
+// weights too, and 0 * infinity is NaN; added to each sum, this gives what the dense product gives.
 template <int TV>
-SPARSEBERT_INLINE void add_poison(const float* x, uint32_t inputs, Vec* poison) {
-  for (int t = 0; t < TV; t++) poison[t] = Vec{};
+static void find_poison(const float* x, uint32_t inputs, float* poison) {
+  Vec found[TV];
+  for (int t = 0; t < TV; t++) found[t] = Vec{};
   for (uint32_t k = 0; k < inputs; k++)
-    for (int t = 0; t < TV; t++) poison[t] += load(x + (uint64_t(k) * TV + t) * VL) * 0.f;
+    for (int t = 0; t < TV; t++) found[t] += load(x + (uint64_t(k) * TV + t) * VL) * 0.f;
+  for (int t = 0; t < TV; t++) store(poison + t * VL, found[t]);
 }
 
 template <int TV, bool FIRST, bool GELU>
 static __attribute__((noinline)) void multiply_part(const void* packed, const Part& part, const float* x, const float* bias,
-                          const float* residual, const Vec* poison, float* y) {
+                          const float* residual, const float* poison, float* y) {
   constexpr int T = TV * VL;
   const char* base = reinterpret_cast<const char*>(x);
   const uint16_t* index = at<uint16_t>(packed, part.index_at);
@@ -37,7 +39,7 @@ static __attribute__((noinline)) void multiply_part(const void* packed, const Pa
       Vec sum[TV];
       if (FIRST) {
         const Vec begin = splat(bias[*row]);
-        for (int t = 0; t < TV; t++) sum[t] = begin + poison[t];
+        for (int t = 0; t < TV; t++) sum[t] = begin + load(poison + t * VL);
         if (residual)
           for (int t = 0; t < TV; t++) sum[t] += load(residual + uint64_t(*row) * T + t * VL);
       } else {
@@ -59,10 +61,8 @@ static __attribute__((noinline)) void multiply_part(const void* packed, const Pa
 // Rows of the chunks [chunk, chunk_end) of one tile.
 template <int TV>
 static void multiply(const void* packed, const Matrix& m, uint32_t block_inputs, uint32_t chunk,
-                     uint32_t chunk_end, const float* x, const float* bias, const float* residual,
-                     bool with_gelu, float* y) {
-  Vec poison[TV];
-  add_poison<TV>(x, m.inputs, poison);
+                     uint32_t chunk_end, const float* x, const float* poison, const float* bias,
+                     const float* residual, bool with_gelu, float* y) {
   const Part* parts = at<Part>(packed, m.parts);
   for (uint32_t b = 0; b < m.blocks; b++)
     for (uint32_t c = chunk; c < chunk_end; c++) {

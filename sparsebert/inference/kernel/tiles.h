@@ -18,22 +18,36 @@ SPARSEBERT_INLINE void with_width(int lanes, F&& f) {
   f(std::integral_constant<int, STEP>());
 }
 
-// [tokens][features] of the caller -> [features][lanes]; lanes without a token are 0.
-static void to_tile(const float* x, int tokens, int lanes, int64_t features, float* tile) {
+#if SPARSEBERT_INT8
+// Calls f with the number of tokens of an int8 tile as a constant.
+template <typename F>
+SPARSEBERT_INLINE void with_bytes(int lanes, F&& f) {
+  if constexpr (MAX_INT8_LANES == 64)
+    if (lanes == 64) return f(std::integral_constant<int, 64>());
+  if (lanes == 32) return f(std::integral_constant<int, 32>());
+  f(std::integral_constant<int, 16>());
+}
+#endif
+
+// The rows rows[0 .. tokens) of x [..][features] -> [features][lanes]; lanes without a token are 0.
+static void to_tile(const float* x, const int64_t* rows, int tokens, int lanes, int64_t features,
+                    float* tile) {
   constexpr int64_t STRIP = 16;  // a strip of the tile stays in the cache while the tokens pass
   for (int64_t k = 0; k < features; k += STRIP) {
     const int64_t end = k + STRIP < features ? k + STRIP : features;
     for (int t = 0; t < lanes; t++)
-      for (int64_t i = k; i < end; i++) tile[i * lanes + t] = t < tokens ? x[t * features + i] : 0.f;
+      for (int64_t i = k; i < end; i++)
+        tile[i * lanes + t] = t < tokens ? x[rows[t] * features + i] : 0.f;
   }
 }
 
-static void from_tile(const float* tile, int tokens, int lanes, int64_t features, float* y) {
+static void from_tile(const float* tile, const int64_t* rows, int tokens, int lanes, int64_t features,
+                      float* y) {
   constexpr int64_t STRIP = 16;
   for (int64_t k = 0; k < features; k += STRIP) {
     const int64_t end = k + STRIP < features ? k + STRIP : features;
     for (int t = 0; t < tokens; t++)
-      for (int64_t i = k; i < end; i++) y[t * features + i] = tile[i * lanes + t];
+      for (int64_t i = k; i < end; i++) y[rows[t] * features + i] = tile[i * lanes + t];
   }
 }
 

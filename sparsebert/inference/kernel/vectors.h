@@ -18,6 +18,13 @@
 #define SPARSEBERT_VL 4
 #endif
 
+// Dot products of bytes (VNNI).
+#if (defined(__AVX512VNNI__) && defined(__AVX512VL__)) || defined(__AVXVNNI__)
+#define SPARSEBERT_INT8 1
+#else
+#define SPARSEBERT_INT8 0
+#endif
+
 #define SPARSEBERT_INLINE static inline __attribute__((always_inline))
 
 namespace sparsebert {
@@ -31,16 +38,23 @@ constexpr int MAX_LANES = 64;
 #else
 constexpr int MAX_LANES = 32;
 #endif
+constexpr bool HAS_INT8 = SPARSEBERT_INT8;
+// The widest tile of int8: one register holds a byte of each token.
+constexpr int MAX_INT8_LANES = VL == 16 ? 64 : 32;
 
 typedef float Vec __attribute__((vector_size(VL * 4), may_alias));
-typedef float UnalignedVec __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 typedef uint32_t IntVec __attribute__((vector_size(VL * 4), may_alias));
 
 SPARSEBERT_INLINE Vec splat(float x) { return x - Vec{}; }
 SPARSEBERT_INLINE Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 SPARSEBERT_INLINE void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
-SPARSEBERT_INLINE Vec load_unaligned(const float* p) {
-  return *reinterpret_cast<const UnalignedVec*>(p);
+SPARSEBERT_INLINE Vec magnitude(Vec v) {
+  return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(v) & 0x7fffffffu);
+}
+// int32 in the place of floats, as floats.
+SPARSEBERT_INLINE Vec to_floats(const float* p) {
+  typedef int32_t Ints __attribute__((vector_size(VL * 4), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Ints*>(p), Vec);
 }
 // Both give b where one of them is NaN. GCC makes two instructions of the comparison, because an
 // instruction for the larger of two does not fit it in every case of -0.0; x86's does exactly this.

@@ -16,6 +16,7 @@
 #include "packed.h"
 #include "pool.h"
 #include "product.h"
+#include "product_int8.h"
 #include "tiles.h"
 
 namespace sparsebert {
@@ -25,13 +26,22 @@ struct MaskView {
   int64_t batch, head, query, key;  // strides
 };
 
+// The tokens of one sequence that are computed.
+struct Sequence {
+  int64_t number;         // in the caller's batch
+  int64_t start, length;  // where they are in Call::rows
+  bool masked;            // whether the mask changes a score of these tokens
+};
+
 struct Call {
   const void* packed;
   const Header* header;
   const float* x;  // [batch][length][hidden]
   float* y;
-  int64_t batch, length;
+  int64_t length;
   MaskView mask;
+  const std::vector<Sequence>* sequences;
+  const std::vector<int64_t>* rows;  // of x and y, for each computed token
 };
 
 struct Tile {
@@ -39,35 +49,46 @@ struct Tile {
   int lanes, tokens;
 };
 
-// How a group's tokens are cut into tiles: full ones and a last one as narrow as it may be.
+// How tokens are cut into tiles: full ones and a last one as narrow as it may be.
 struct Tiling {
   int full;
+  bool int8;
   int64_t tokens, count;
 
-  Tiling(int64_t tokens, int full) : full(full), tokens(tokens), count((tokens + full - 1) / full) {}
+  Tiling(int64_t tokens, int full, bool int8)
+      : full(full), int8(int8), tokens(tokens), count((tokens + full - 1) / full) {}
 
   Tile operator[](int64_t n) const {
     const int here = static_cast<int>(std::min<int64_t>(full, tokens - n * full));
-    return {n * full, (here + LANE_STEP - 1) / LANE_STEP * LANE_STEP, here};
+    const int lanes = (here + LANE_STEP - 1) / LANE_STEP * LANE_STEP;
+    return {n * full, int8 && lanes == 48 ? 64 : lanes, here};  // no register has 48 bytes
   }
 
   int64_t padded() const { return count == 0 ? 0 : (*this)[count - 1].start + (*this)[count - 1].lanes; }
 };
 
 // Narrower tiles cost more a token, but let more threads take part.
-static int choose_width(int64_t tokens, int threads) {
-  int full = MAX_LANES;
+static int choose_width(const Header& h, int64_t tokens, int threads) {
+  int full = h.values == INT8 ? MAX_INT8_LANES : MAX_LANES;
   if (full > 2 * LANE_STEP && (tokens + full - 1) / full < threads) full = 2 * LANE_STEP;
   return full;
 }
 
 // What the threads of one group share. Offsets into the three are token start x features.
 struct Group {
-  int64_t first, sequences;  // of the call's batch
+  const Sequence* sequences;
+  int64_t count;
   Tiling tiling;
   float *x, *qkv, *inner;
   int threads;
   Barrier* barrier;
+};
+
+// What a product reads of one tile, and its figures a token: fp32 values and their poison, or bytes
+// and their scales.
+struct Input {
+  const void* values;
+  const float* tokens;
 };
 
 static const Matrix& matrix_of(const Call& call, const Layer& layer, int which) {
@@ -78,25 +99,22 @@ static const float* vector_of(const Call& call, const Layer& layer, int which) {
   return at<float>(call.packed, layer.vector[which]);
 }
 
-static void product(const Call& call, const Layer& layer, int which, int bias, const Tile& tile,
-             uint32_t chunk, uint32_t chunk_end, const float* x, const float* residual, float* y) {
-  with_width(tile.lanes, [&](auto width) {
-    multiply<width()>(call.packed, matrix_of(call, layer, which), call.header->block_inputs, chunk,
-                      chunk_end, x, vector_of(call, layer, bias), residual, which == UP, y);
-  });
-}
-
 // One thread's way through a group.
 class Worker {
  public:
   Worker(const Call& call, const Group& group, int index, float* own)
       : call_(call), h_(*call.header), group_(group), index_(index), own_(own) {}
 
+  // Floats of a thread's own: attention's with copies of one head, and the input of a product.
+  static int64_t own_floats(const Header& h, int64_t length) {
+    return attention_floats(h, length) + input_floats(h);
+  }
+
   void run() {
     const int64_t hidden = h_.hidden;
-    const int64_t offset = group_.first * call_.length;
+    const int64_t* rows = call_.rows->data() + group_.sequences->start;
     each_tile([&](const Tile& tile) {
-      to_tile(call_.x + (offset + tile.start) * hidden, tile.tokens, tile.lanes, hidden, x(tile));
+      to_tile(call_.x, rows + tile.start, tile.tokens, tile.lanes, hidden, x(tile));
     });
     const bool by_tile = group_.threads == 1 || group_.tiling.count >= group_.threads;
     const Layer* layers = at<Layer>(call_.packed, h_.layer_table);
@@ -107,7 +125,7 @@ class Worker {
         layer_by_rows(layers[l]);
     }
     each_tile([&](const Tile& tile) {
-      from_tile(x(tile), tile.tokens, tile.lanes, hidden, call_.y + (offset + tile.start) * hidden);
+      from_tile(x(tile), rows + tile.start, tile.tokens, tile.lanes, hidden, call_.y);
     });
   }
 
@@ -126,20 +144,21 @@ class Worker {
 
   // Two barriers: attention reads the keys of other threads' tiles.
   void layer_by_tiles(const Layer& layer) {
-    const auto all = [&](int which) { return matrix_of(call_, layer, which).chunks; };
-    each_tile([&](const Tile& tile) {
-      product(call_, layer, QKV, QKV_BIAS, tile, 0, all(QKV), x(tile), nullptr, qkv(tile));
-    });
+    const auto multiply = [&](int which, const Tile& tile, const float* x, const float* residual, float* y) {
+      const Matrix& m = matrix_of(call_, layer, which);
+      product(layer, which, tile, 0, m.chunks, read(tile, x, m.inputs), residual, y);
+    };
+    each_tile([&](const Tile& tile) { multiply(QKV, tile, x(tile), nullptr, qkv(tile)); });
     group_.barrier->wait();
     attention();
     group_.barrier->wait();
     each_tile([&](const Tile& tile) {
       // One tile's inner activations at a time, in this thread's own memory.
       float* inner = group_.inner + int64_t(index_) * h_.inner * MAX_LANES;
-      product(call_, layer, OUT, OUT_BIAS, tile, 0, all(OUT), qkv(tile), x(tile), after(tile));
+      multiply(OUT, tile, qkv(tile), x(tile), after(tile));
       norm(layer, NORM1_WEIGHT, after(tile), tile, 0, 1);
-      product(call_, layer, UP, UP_BIAS, tile, 0, all(UP), after(tile), nullptr, inner);
-      product(call_, layer, DOWN, DOWN_BIAS, tile, 0, all(DOWN), inner, after(tile), x(tile));
+      multiply(UP, tile, after(tile), nullptr, inner);
+      multiply(DOWN, tile, inner, after(tile), x(tile));
       norm(layer, NORM2_WEIGHT, x(tile), tile, 0, 1);
     });
   }
@@ -148,30 +167,70 @@ class Worker {
   void layer_by_rows(const Layer& layer) {
     const auto inner = [&](const Tile& tile) { return group_.inner + tile.start * h_.inner; };
     if (group_.threads > 1) group_.barrier->wait();
-    shared(layer, QKV, QKV_BIAS, [&](const Tile& t) { return x(t); },
-           [&](const Tile&) { return nullptr; }, [&](const Tile& t) { return qkv(t); });
+    shared(layer, QKV, [&](const Tile& t) { return x(t); }, [&](const Tile&) { return nullptr; },
+           [&](const Tile& t) { return qkv(t); });
     attention();
     group_.barrier->wait();
-    shared(layer, OUT, OUT_BIAS, [&](const Tile& t) { return qkv(t); },
-           [&](const Tile& t) { return x(t); }, [&](const Tile& t) { return after(t); });
+    shared(layer, OUT, [&](const Tile& t) { return qkv(t); }, [&](const Tile& t) { return x(t); },
+           [&](const Tile& t) { return after(t); });
     shared_norm(layer, NORM1_WEIGHT, [&](const Tile& t) { return after(t); });
-    shared(layer, UP, UP_BIAS, [&](const Tile& t) { return after(t); },
-           [&](const Tile&) { return nullptr; }, inner);
-    shared(layer, DOWN, DOWN_BIAS, inner, [&](const Tile& t) { return after(t); },
+    shared(layer, UP, [&](const Tile& t) { return after(t); }, [&](const Tile&) { return nullptr; },
+           inner);
+    shared(layer, DOWN, inner, [&](const Tile& t) { return after(t); },
            [&](const Tile& t) { return x(t); });
     shared_norm(layer, NORM2_WEIGHT, [&](const Tile& t) { return x(t); });
   }
 
   template <typename X, typename R, typename Y>
-  void shared(const Layer& layer, int which, int bias, X&& from, R&& residual, Y&& to) {
-    const uint64_t chunks = matrix_of(call_, layer, which).chunks;
-    const uint64_t units = group_.tiling.count * chunks;
-    for (uint64_t u = units * index_ / group_.threads; u < units * (index_ + 1) / group_.threads; u++) {
-      const Tile tile = group_.tiling[u / chunks];
-      const uint32_t chunk = static_cast<uint32_t>(u % chunks);
-      product(call_, layer, which, bias, tile, chunk, chunk + 1, from(tile), residual(tile), to(tile));
+  void shared(const Layer& layer, int which, X&& from, R&& residual, Y&& to) {
+    const Matrix& m = matrix_of(call_, layer, which);
+    const uint64_t units = group_.tiling.count * uint64_t(m.chunks);
+    const uint64_t end = units * (index_ + 1) / group_.threads;
+    for (uint64_t u = units * index_ / group_.threads; u < end;) {
+      const uint64_t n = u / m.chunks, next = std::min(end, (n + 1) * m.chunks);
+      const Tile tile = group_.tiling[n];
+      const uint32_t chunk = static_cast<uint32_t>(u - n * m.chunks);
+      product(layer, which, tile, chunk, chunk + static_cast<uint32_t>(next - u),
+              read(tile, from(tile), m.inputs), residual(tile), to(tile));
+      u = next;
     }
     group_.barrier->wait();
+  }
+
+  // What a product reads of x [inputs][lanes]. It is valid until the next call.
+  Input read(const Tile& tile, const float* x, uint32_t inputs) {
+    float* tokens = own_ + attention_floats(h_, longest_);
+#if SPARSEBERT_INT8
+    if (h_.values == INT8) {
+      uint8_t* bytes = reinterpret_cast<uint8_t*>(tokens + MAX_LANES);
+      with_bytes(tile.lanes, [&](auto lanes) { quantize<lanes()>(x, inputs, bytes, tokens); });
+      return {bytes, tokens};
+    }
+#endif
+    with_width(tile.lanes, [&](auto width) { find_poison<width()>(x, inputs, tokens); });
+    return {x, tokens};
+  }
+
+  void product(const Layer& layer, int which, const Tile& tile, uint32_t chunk, uint32_t chunk_end,
+               const Input& input, const float* residual, float* y) {
+    static constexpr int BIASES[MATRICES] = {QKV_BIAS, OUT_BIAS, UP_BIAS, DOWN_BIAS};
+    const Matrix& m = matrix_of(call_, layer, which);
+    const float* bias = vector_of(call_, layer, BIASES[which]);
+#if SPARSEBERT_INT8
+    if (h_.values == INT8) {
+      with_bytes(tile.lanes, [&](auto lanes) {
+        multiply_int8<lanes()>(call_.packed, m, h_.block_inputs, chunk, chunk_end,
+                               static_cast<const uint8_t*>(input.values), input.tokens, bias,
+                               residual, which == UP, y);
+      });
+      return;
+    }
+#endif
+    with_width(tile.lanes, [&](auto width) {
+      multiply<width()>(call_.packed, m, h_.block_inputs, chunk, chunk_end,
+                        static_cast<const float*>(input.values), input.tokens, bias, residual,
+                        which == UP, y);
+    });
   }
 
   template <typename X>
@@ -189,30 +248,37 @@ class Worker {
   }
 
   void attention() {
-    const int64_t heads = h_.heads, units = group_.sequences * heads;
-    // A sequence that begins with a tile is used where it lies.
-    const bool aligned = group_.sequences == 1 || call_.length % group_.tiling.full == 0;
+    const int64_t heads = h_.heads, units = group_.count * heads;
     for (int64_t u = units * index_ / group_.threads; u < units * (index_ + 1) / group_.threads; u++) {
-      if (aligned)
-        attend_in_place(u / heads, u % heads);
+      const Sequence& sequence = group_.sequences[u / heads];
+      // One that begins with a tile and shares its last one with no other is used where it lies.
+      const int64_t start = start_of(sequence), full = group_.tiling.full;
+      const bool ends = sequence.length % full == 0 || u / heads + 1 == group_.count;
+      if (start % full == 0 && ends)
+        attend_in_place(sequence, u % heads);
       else
-        attend_on_copies(u / heads, u % heads);
+        attend_on_copies(sequence, u % heads);
     }
   }
 
-  Mask mask_of(int64_t sequence, int64_t head) const {
-    const MaskView& m = call_.mask;
-    if (m.data == nullptr) return {};
-    return {m.data + (group_.first + sequence) * m.batch + head * m.head, m.query, m.key};
+  int64_t start_of(const Sequence& sequence) const {
+    return sequence.start - group_.sequences->start;
   }
 
-  void attend_in_place(int64_t sequence, int64_t head) {
+  Mask mask_of(const Sequence& sequence, int64_t head) const {
+    const MaskView& m = call_.mask;
+    if (!sequence.masked) return {};
+    return {m.data + sequence.number * m.batch + head * m.head, m.query, m.key,
+            call_.rows->data() + sequence.start, sequence.number * call_.length};
+  }
+
+  void attend_in_place(const Sequence& sequence, int64_t head) {
     const int64_t features = h_.hidden / h_.heads;
-    const Tiling local(call_.length, group_.tiling.full);
-    HeadTile* tiles = head_tiles();
+    const Tiling local(sequence.length, group_.tiling.full, group_.tiling.int8);
+    HeadTile* tiles = head_tiles(local);
     for (int64_t n = 0; n < local.count; n++) {
       Tile tile = local[n];
-      tile.start += sequence * call_.length;
+      tile.start += start_of(sequence);
       float* q = qkv(tile) + head * features * tile.lanes;
       const int64_t next = int64_t(h_.hidden) * tile.lanes;
       tiles[n] = {q, q + next, q + 2 * next, tile.lanes, tile.tokens};
@@ -220,11 +286,11 @@ class Worker {
     attend_tiles(tiles, local.count, sequence, head);
   }
 
-  void attend_on_copies(int64_t sequence, int64_t head) {
+  void attend_on_copies(const Sequence& sequence, int64_t head) {
     const int64_t features = h_.hidden / h_.heads;
-    const Tiling local(call_.length, group_.tiling.full);
-    HeadTile* tiles = head_tiles();
-    float* copy = own_ + attention_scratch(call_.length, features);
+    const Tiling local(sequence.length, group_.tiling.full, group_.tiling.int8);
+    HeadTile* tiles = head_tiles(local);
+    float* copy = own_ + attention_scratch(longest_, features);
     for (int64_t n = 0; n < local.count; n++) {
       const Tile tile = local[n];
       const int64_t size = features * tile.lanes;
@@ -237,12 +303,12 @@ class Worker {
   }
 
   // Queries, keys and values into the copies, or the contexts back.
-  void move(const HeadTile* tiles, const Tiling& local, int64_t sequence, int64_t head, bool in) {
+  void move(const HeadTile* tiles, const Tiling& local, const Sequence& sequence, int64_t head, bool in) {
     const int64_t features = h_.hidden / h_.heads, full = group_.tiling.full;
     for (int64_t n = 0; n < local.count; n++) {
       const HeadTile& copy = tiles[n];
       for (int t = 0; t < copy.tokens;) {
-        const int64_t token = sequence * call_.length + n * full + t;
+        const int64_t token = start_of(sequence) + n * full + t;
         const Tile tile = group_.tiling[token / full];
         const int lane = static_cast<int>(token % full);
         const int run = std::min(copy.tokens - t, tile.tokens - lane);
@@ -265,18 +331,30 @@ class Worker {
     }
   }
 
-  void attend_tiles(const HeadTile* tiles, int64_t count, int64_t sequence, int64_t head) {
+  void attend_tiles(const HeadTile* tiles, int64_t count, const Sequence& sequence, int64_t head) {
     const int64_t features = h_.hidden / h_.heads;
-    attend(tiles, static_cast<int>(count), call_.length, features,
+    attend(tiles, static_cast<int>(count), sequence.length, features,
            1.f / std::sqrt(static_cast<float>(features)), mask_of(sequence, head), own_);
   }
 
-  HeadTile* head_tiles() {
-    tiles_.resize((call_.length + LANE_STEP - 1) / LANE_STEP);
+  HeadTile* head_tiles(const Tiling& local) {
+    tiles_.resize(local.count);
     return tiles_.data();
   }
 
+  static int64_t attention_floats(const Header& h, int64_t length) {
+    const int64_t features = h.hidden / h.heads;
+    const int64_t wanted = attention_scratch(length, features) + 3 * features * (length + MAX_LANES);
+    return (wanted + 63) / 64 * 64;
+  }
+
+  static int64_t input_floats(const Header& h) {
+    const int64_t bytes = h.values == INT8 ? int64_t(std::max(h.hidden, h.inner)) * MAX_LANES : 0;
+    return MAX_LANES + (bytes / 4 + 63) / 64 * 64;
+  }
+
   const Call& call_;
+  const int64_t longest_ = call_.length;
   const Header& h_;
   const Group& group_;
   const int index_;

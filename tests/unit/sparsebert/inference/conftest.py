@@ -1,5 +1,6 @@
 """The compiled kernel, once a session and level, in a cache of the session's own."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from sparsebert.inference.library import Kernel
 def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("kernels") / "cache"
+    # One for all of pytest-xdist's workers, whose own folders lie in one.
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "kernels"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(folder))
         yield folder

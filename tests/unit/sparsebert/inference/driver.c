@@ -132,7 +132,7 @@ static int fuzz(const char *path, long rounds) {
 }
 
 int main(int count, char **arguments) {
-  int failed = sparsebert_abi() != 1, first = 1;
+  int failed = sparsebert_abi() != 2, first = 1;
   long rounds = 0;
   if (count > 2 && strcmp(arguments[1], "--fuzz") == 0) rounds = atol(arguments[2]), first = 3;
   if (first >= count) return 3;

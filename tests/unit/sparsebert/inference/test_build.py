@@ -94,12 +94,8 @@ def test_the_name_holds_what_it_was_made_from(
 def test_a_damaged_library_is_built_again_once(own_cache: Path) -> None:
     file = cached_library(LEVEL)
     file.write_bytes(b"\x7fELF, and then nothing")
-    library._load.cache_clear()
-    try:
-        assert library._load(LEVEL).level == LEVEL
-        assert file.stat().st_size > 10_000
-    finally:
-        library._load.cache_clear()
+    assert library._load(LEVEL).level == LEVEL
+    assert file.stat().st_size > 10_000
 
 
 def test_a_library_that_computes_wrongly_is_refused(
@@ -114,12 +110,28 @@ def test_a_library_that_computes_wrongly_is_refused(
     assert "LOG2_E = 1.44269504f" in text
     source.write_text(text.replace("LOG2_E = 1.44269504f", "LOG2_E = 1.5f"))
     monkeypatch.setattr(build, "SOURCE_FOLDER", tmp_path / "kernel")
-    library._load.cache_clear()
-    try:
-        with pytest.raises(KernelUnavailable, match=r"fails its self-test \(an error of"):
-            library._load(LEVEL)
-    finally:
-        library._load.cache_clear()
+    with pytest.raises(KernelUnavailable, match=r"fails its self-test \(an error of"):
+        library._load(LEVEL)
+
+
+def test_a_compiler_that_does_not_know_a_level_leaves_the_next(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As GCC 9 does not know AVX-VNNI."""
+    monkeypatch.setattr(library, "_loaded", {})
+    real = build.compile_library
+
+    def compile_library(level: str, output: Path) -> None:
+        if level == LEVEL:
+            raise KernelUnavailable("the compiler c++ failed (unrecognized option)")
+        real(level, output)
+
+    monkeypatch.setattr(build, "compile_library", compile_library)
+    assert library.load_kernel().level == supported_levels()[-2]
+    assert f"serves instead of {LEVEL}" in caplog.text and "unrecognized option" in caplog.text
+    monkeypatch.setenv("SPARSEBERT_KERNEL", LEVEL)
+    with pytest.raises(KernelUnavailable, match="unrecognized option"):
+        library.load_kernel()
 
 
 def test_a_compiler_that_fails_tells_its_last_line(

@@ -56,6 +56,8 @@ def test_every_head(name: str, attention: str) -> None:
         outputs(model, **inputs), outputs(exact, **inputs), outputs(dense, **inputs), strict=True
     )
     for found, wanted, own in triples:
+        if found.shape[:2] == (3, 21):  # by token: what padding gives is nobody's
+            found, wanted, own = (output[mask.bool()] for output in (found, wanted, own))
         assert_as_exact(found, wanted, own)
     assert not model.training and not any(p.requires_grad for p in model.parameters())
 
@@ -67,8 +69,11 @@ def test_masks_that_users_give() -> None:
     ids = tokens(2, 18)
     by_query = torch.ones(2, 1, 18, 18, dtype=torch.bool).tril()
     for mask in (None, padding(2, 18).bool(), padding(2, 18).float(), by_query):
-        pairs = zip(outputs(model, ids, mask), outputs(dense, ids, mask), strict=True)
-        assert max((a - b).abs().max().item() for a, b in pairs) < 2e-5
+        found, pooled = outputs(model, ids, mask)
+        wanted, wanted_pooled = outputs(dense, ids, mask)
+        real = mask.bool() if mask is not None and mask.dim() == 2 else torch.ones(2, 18).bool()
+        assert (found - wanted)[real].abs().max() < 2e-5
+        assert (pooled - wanted_pooled).abs().max() < 2e-5
 
 
 # What the model still does

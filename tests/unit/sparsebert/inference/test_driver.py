@@ -13,7 +13,7 @@ from sparsebert.inference.build import SOURCE_FOLDER
 from sparsebert.inference.encoder_op import prepare_mask
 from sparsebert.inference.levels import architecture, levels_of, supported_levels
 from tests.unit.sparsebert.inference.models import build, double
-from tests.unit.sparsebert.inference.test_encoder import dense, draw, pack_bert
+from tests.unit.sparsebert.inference.test_encoder import computed, dense, draw, pack_bert
 
 DRIVER = Path(__file__).parent / "driver.c"
 SANITIZERS = "-fsanitize=address,undefined"
@@ -84,6 +84,7 @@ def write_cases(folder: Path) -> list[Path]:
         elif masked == "queries":
             mask = draw(batch, 1, length, length)
         expected = dense(double(bert), x.double(), mask).float()
+        expected[~computed(mask, batch, length)] = 0.0
         added = None if mask is None else prepare_mask(mask, batch, length, heads)
         floats = 0 if added is None else added.untyped_storage().nbytes() // 4
         strides = (0, 0, 0, 0) if added is None else added.stride()

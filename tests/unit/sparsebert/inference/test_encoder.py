@@ -40,7 +40,24 @@ def check(
     heads = bert.config.num_attention_heads
     added = None if mask is None else prepare_mask(mask, x.shape[0], x.shape[1], heads)
     found = kernel.encode(x, added, pack_bert(bert), threads)
-    assert_as_exact(found, dense(double(bert), x.double(), mask), dense(bert, x, mask))
+    kept = computed(mask, *x.shape[:2])
+    exact, own = dense(double(bert), x.double(), mask), dense(bert, x, mask)
+    assert_as_exact(found[kept], exact[kept], own[kept])
+    assert (found[~kept] == 0).all()
+
+
+def computed(mask: Mask, batch: int, length: int) -> torch.Tensor:
+    """Tokens [B, S] whose output is computed: those that some query attends to."""
+    kept = torch.ones(batch, length, dtype=torch.bool)
+    if mask is None:
+        return kept
+    whole = mask.expand(batch, mask.shape[1], length, length)
+    row = whole[:, 0, 0]
+    if not torch.equal(whole, row[:, None, None].expand_as(whole)):
+        return kept
+    kept = row.clone() if mask.dtype == torch.bool else row > -1e38
+    kept[~kept.any(1)] = True  # a sequence without any is computed as torch does
+    return kept
 
 
 def draw(*shape: int, seed: int = 3) -> torch.Tensor:
@@ -181,6 +198,30 @@ def test_fully_masked_rows_are_as_torch_gives_them(kernel: Kernel, form: str) ->
     assert (found - wanted).abs().max() < 2e-5
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("where", ["right", "left", "between"])
+def test_padding_is_not_computed(kernel: Kernel, threads: int, where: str) -> None:
+    """A batch of mixed lengths gives, bit for bit, what its sequences give alone."""
+    lengths = [50, 3, 64, 1, 130, 77, 20]
+    batch, width = len(lengths), max(lengths)
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.zeros(batch, width, dtype=torch.bool)
+    for row, length in zip(keep, lengths, strict=True):
+        if where == "between":
+            row[torch.randperm(width, generator=generator)[:length]] = True
+        else:
+            row[:length] = True
+    if where == "left":
+        keep = keep.flip(1)
+    packed, x = pack_bert(build()), draw(batch, width, 48)
+    added = prepare_mask(keep, batch, width, 4)
+    x[~keep] = float("nan")  # nobody looks at them
+    found = kernel.encode(x, added, packed, threads)
+    for row, kept, output in zip(x, keep, found, strict=True):
+        assert torch.equal(output[kept], kernel.encode(row[kept][None], None, packed, 1)[0])
+        assert (output[~kept] == 0).all()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("density", [0.1, 1.0])
 def test_what_is_not_finite_spreads_as_in_torch(
@@ -198,6 +239,14 @@ def test_what_is_not_finite_spreads_as_in_torch(
 def test_large_scores_do_not_overflow(kernel: Kernel) -> None:
     bert = build(density=0.5)
     check(kernel, bert, 40 * draw(2, 30, 48))
+
+
+@pytest.mark.parametrize("size", [1e5, 1e10, 1e15])
+def test_one_huge_token(kernel: Kernel, size: float) -> None:
+    """Its scores have no bits behind the point: a difference of two of them must not be rounded."""
+    x = draw(2, 20, 48)
+    x[:, 5] *= size
+    assert kernel.encode(x, None, pack_bert(build(num_hidden_layers=1)), 1).isfinite().all()
 
 
 @settings(
