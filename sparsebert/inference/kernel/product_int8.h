@@ -62,18 +62,19 @@ SPARSEBERT_BYTES(64, 512, 512, __m512, __m512i)
 template <int T>
 static void quantize(const float* x, uint32_t inputs, uint8_t* bytes, float* scales) {
   constexpr int TV = T / VL;
-  Vec most[TV], poison[TV];
-  for (int t = 0; t < TV; t++) most[t] = poison[t] = Vec{};
+  // As integers, bits of magnitudes have the order of the numbers, infinity and NaN above all others.
+  IntVec bits[TV];
+  for (int t = 0; t < TV; t++) bits[t] = IntVec{};
   for (uint32_t k = 0; k < inputs; k++)
     for (int t = 0; t < TV; t++) {
-      const Vec v = load(x + uint64_t(k) * T + t * VL);
-      most[t] = larger(magnitude(v), most[t]);
-      poison[t] += v * 0.f;
+      const IntVec v = magnitude_bits(x + uint64_t(k) * T + t * VL);
+      bits[t] = v > bits[t] ? v : bits[t];
     }
   alignas(64) float factors[T];
   for (int t = 0; t < TV; t++) {
-    store(scales + t * VL, most[t] * (1.f / 127.f) + poison[t]);
-    store(factors + t * VL, most[t] > 0.f ? 127.f / most[t] : Vec{});
+    const Vec most = reinterpret_cast<Vec>(bits[t]);
+    store(scales + t * VL, most * (1.f / 127.f) + most * 0.f);
+    store(factors + t * VL, most > 0.f ? 127.f / most : Vec{});
   }
   typedef Bytes<T> B;
   const typename B::Reg flip = B::splat(static_cast<int32_t>(0x80808080));
@@ -126,7 +127,7 @@ static __attribute__((noinline)) void multiply_part_int8(const void* packed, con
         for (int t = 0; t < T / VL; t++) {
           Vec v = to_floats(out + t * VL) * (load(token_scales + t * VL) * scale) + shift;
           if (residual) v += load(residual + uint64_t(*row) * T + t * VL);
-          store(out + t * VL, GELU ? gelu(v) : v);
+          store(out + t * VL, GELU ? coarse_gelu(v) : v);
         }
       }
     }
