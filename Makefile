@@ -46,6 +46,11 @@ test: setup
 test-cluster: setup
 	$(BIN)/python -m pytest -m cluster -n $(JOBS) --dist loadfile
 
+# sparsebert-inference for machines that serve, without a compiler: a wheel in dist/.
+.PHONY: wheel
+wheel: setup
+	sparsebert/make_wheel.sh $(BIN)/python dist
+
 # Both wheels in a new environment, used from another folder.
 test-wheel: setup
 	tests/check_wheel.sh $(PYTHON)

