@@ -5,6 +5,8 @@
     python benchmarks/inference.py memory     # RSS of load_sparse against from_pretrained
     python benchmarks/inference.py idle       # processor time between calls, on two threads
     python benchmarks/inference.py sparsities --plot docs/inference.png
+    python benchmarks/inference.py accuracy --folder MINILM --texts STSB.jsonl.gz --sparsity 0
+    python benchmarks/inference.py mixed      # 10,000 calls of mixed lengths: RSS, time a token
 
 Models are BERTs with random weights, each encoder matrix cut to its largest tenth (--sparsity).
 What an engine computes does not depend on the values, and a real mask was measured to take 1.04
@@ -13,6 +15,7 @@ with other load are left out, and if there are no others the report says so.
 """
 
 import argparse
+import gzip
 import json
 import os
 import subprocess
@@ -21,6 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import BertConfig, BertModel
 
@@ -51,6 +55,14 @@ def build_model(name: str, sparsity: float) -> BertModel:
         for weight in model.encoder.parameters():
             if weight.dim() == 2:
                 weight.normal_(0.0, 0.04)
+    return prune(model, sparsity)
+
+
+def prune(model: BertModel, sparsity: float) -> BertModel:
+    """Cut each encoder matrix to its largest weights."""
+    with torch.no_grad():
+        for weight in model.encoder.parameters():
+            if weight.dim() == 2 and sparsity > 0:
                 magnitudes = weight.abs()
                 cut = magnitudes.flatten().kthvalue(round(sparsity * weight.numel())).values
                 weight[magnitudes <= cut] = 0.0
@@ -182,6 +194,108 @@ def print_idle(options: argparse.Namespace) -> None:
     print(f"{options.model}: between calls on two threads the process takes {share:.4f} of a core")
 
 
+def print_accuracy(options: argparse.Namespace) -> None:
+    """What int8 changes on real text: the last hidden state, and STS-B's rank correlation.
+
+    The model is a trained sentence-transformers folder on BERT, mean pooling; --texts has STS-B's
+    lines (sentence1, sentence2, score). Engines compute 8 pairs a call.
+    """
+    from scipy.stats import spearmanr
+    from transformers import AutoTokenizer
+
+    from sparsebert.inference.peers import BUILDERS, Workshop
+
+    with gzip.open(options.texts, "rt", encoding="utf-8") as file:
+        pairs = [json.loads(line) for line in file]
+    tokenizer = AutoTokenizer.from_pretrained(options.folder)
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as temporary:
+
+        def build() -> BertModel:
+            model = BertModel.from_pretrained(options.folder, dtype=torch.float32).eval()
+            return prune(model, options.sparsity)
+
+        shop = Workshop(build, options.threads, Path(temporary))
+        wanted = None
+        for engine in ["torch", *options.engines.split(",")]:
+            run, states, scores = BUILDERS[engine](shop), [], []
+            for start in range(0, len(pairs), 8):
+                batch = pairs[start : start + 8]
+                texts = [p["sentence1"] for p in batch] + [p["sentence2"] for p in batch]
+                features = tokenizer(texts, padding=True, return_tensors="np")
+                mask = features["attention_mask"]
+                hidden = run(features["input_ids"], mask)
+                states.append(hidden[mask == 1])
+                mean = (hidden * mask[..., None]).sum(1)
+                mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+                scores.append((mean[: len(batch)] * mean[len(batch) :]).sum(1))
+            found = np.concatenate(states)
+            wanted = found if wanted is None else wanted
+            error = np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2))
+            correlation = spearmanr(np.concatenate(scores), [p["score"] for p in pairs]).statistic
+            print(
+                f"{engine:<18} relative rms error {error:.4f}, Spearman {100 * correlation:.2f}",
+                flush=True,
+            )
+
+
+def print_mixed(options: argparse.Namespace) -> None:
+    """RSS over calls of mixed lengths, and the time of a batch against its real tokens."""
+    if options.folder is None:  # a process of its own, in which nothing was built
+        from sparsebert import save_sparse, to_sparse
+
+        values = "int8" if "sparse-int8" in options.engines.split(",") else "fp32"
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / values
+            model = build_model(options.model, options.sparsity)
+            save_sparse(to_sparse(model, values=values), folder)
+            command = [sys.executable, *sys.argv, "--folder", str(folder)]
+            subprocess.run(command, check=True)
+        return
+    from sparsebert import load_sparse
+    from sparsebert.inference.library import load_kernel
+
+    def resident() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    load_kernel()
+    generator = np.random.default_rng(0)
+    torch.set_num_threads(options.threads)
+    # What torch and transformers take at their first call is not the model's.
+    small = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=1)
+    BertModel(small).eval()(torch.zeros(2, 9, dtype=torch.long), torch.ones(2, 9).tril().long())
+    before = resident()
+    model = load_sparse(options.folder)
+    size = (options.folder / "sparse.safetensors").stat().st_size / 1e6
+    print(f"loading adds {resident() - before:.1f} MB, the file has {size:.1f} MB")
+    with torch.inference_mode():
+        for call in range(1, options.calls + 1):
+            lengths = generator.integers(1, 129, size=int(generator.integers(1, 9)))
+            mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+            ids = generator.integers(0, 30000, mask.shape)
+            model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
+            if call in (options.calls // 100, options.calls // 10, options.calls):
+                grown = resident() - before
+                print(
+                    f"{options.model} {options.folder.name}, {call} calls: RSS has grown by "
+                    f"{grown:.1f} MB, the file has {size:.1f} MB: {grown / size:.2f}"
+                )
+        # 8 sequences padded to 128 tokens, of which a share is real; shapes take turns.
+        lengths = (1, 16, 32, 64, 96, 128)
+        fastest = dict.fromkeys(lengths, float("inf"))
+        ids = torch.zeros(8, 128, dtype=torch.long)
+        for _ in range(30):
+            for length in lengths:
+                real = torch.arange(128) < torch.tensor([128] + [length] * 7)[:, None]
+                start = time.perf_counter()
+                model(ids, attention_mask=real.long())
+                fastest[length] = min(fastest[length], time.perf_counter() - start)
+    for length, seconds in fastest.items():
+        tokens = 128 + 7 * length
+        print(f"{tokens:4} of 1024 tokens real: {1e3 * seconds:6.2f} ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -191,6 +305,8 @@ def main() -> None:
         "memory": print_memory,
         "idle": print_idle,
         "sparsities": print_sparsities,
+        "accuracy": print_accuracy,
+        "mixed": print_mixed,
     }
     parser.add_argument("part", choices=parts)
     parser.add_argument("--model", choices=SHAPES, default="base")
@@ -202,6 +318,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--limit", type=float, default=120.0, help="seconds a shape")
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--folder", type=Path, help="of a trained model, for accuracy")
+    parser.add_argument("--calls", type=int, default=10_000, help="of mixed lengths")
+    parser.add_argument("--texts", type=Path, help="STS-B, for accuracy")
     options = parser.parse_args()
     parts[options.part](options)
 

@@ -3,8 +3,8 @@
     pip install sparsebert-inference
     python examples/classify.py [FOLDER]
 
-FOLDER is what `sparsebert export --format sparse` or `save_sparse` wrote, with its tokenizer. Without
-one a small model with random weights is made, saved and opened: it shows the calls.
+FOLDER is what `sparsebert export --format sparse` or `save_sparse` wrote, with its tokenizer.
+Without one a small model with random weights is made, saved and opened: it shows the calls.
 """
 
 import argparse

@@ -181,8 +181,8 @@ def bench(
     engines: Annotated[
         str,
         typer.Option(
-            help="With commas, of sparse, torch, torch-bf16, onnxruntime, onnxruntime-int8, "
-            "openvino, openvino-int8."
+            help="With commas, of sparse, sparse-int8, torch, torch-bf16, onnxruntime, "
+            "onnxruntime-int8, openvino, openvino-int8."
         ),
     ] = "sparse,torch",
     batch: Annotated[str, typer.Option(help="Sequences a call, with commas.")] = "1,8",

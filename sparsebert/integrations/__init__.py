@@ -1,1 +1,1 @@
-"""A sparse model in the libraries that people serve with. Each module needs its library installed."""
+"""A sparse model in the libraries that people serve with; each must be installed."""

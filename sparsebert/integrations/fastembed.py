@@ -1,8 +1,8 @@
 """A sparse model as a model of fastembed.
 
-    register("minilm-sparse", "serving")
-    model = TextEmbedding("minilm-sparse")
-    vectors = list(model.embed(["a text", "another"]))
+register("minilm-sparse", "serving")
+model = TextEmbedding("minilm-sparse")
+vectors = list(model.embed(["a text", "another"]))
 """
 
 from collections.abc import Iterable
@@ -73,7 +73,7 @@ def register(
         TextEmbedding.EMBEDDINGS_REGISTRY.append(SparseTextEmbedding)
 
 
-class SparseTextEmbedding(TextEmbeddingBase):
+class SparseTextEmbedding(TextEmbeddingBase):  # type: ignore[misc]  # which has no types
     """What TextEmbedding makes of a registered name."""
 
     def __init__(

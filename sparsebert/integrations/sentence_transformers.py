@@ -18,7 +18,6 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as their_modules
 from sentence_transformers.sentence_transformer.modules import InputModule
-from torch import nn
 from transformers import AutoTokenizer
 
 from sparsebert.inference.convert import find_bert
@@ -30,13 +29,13 @@ _MODULES_FILE = "modules.json"
 _CONFIG_FILE = "config_sentence_transformers.json"
 
 
-class SparseTransformer(InputModule):
+class SparseTransformer(InputModule):  # type: ignore[misc]  # which has no types
     """The first module: texts -> token_embeddings [B, S, H]."""
 
     config_file_name = "sentence_bert_config.json"
     config_keys = ["max_seq_length"]
 
-    def __init__(self, model: nn.Module, tokenizer: Any, max_seq_length: int | None = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, max_seq_length: int | None = None) -> None:
         super().__init__()
         self.model = model  # a BertModel whose encoder is sparse
         self.tokenizer = tokenizer
@@ -82,7 +81,9 @@ class SparseTransformer(InputModule):
         self.save_config(output_path)
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> "SparseTransformer":
+    def load(
+        cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any
+    ) -> "SparseTransformer":
         """Open what `save` wrote; nothing is downloaded."""
         folder = Path(model_name_or_path, subfolder)
         model = load_sparse(folder)

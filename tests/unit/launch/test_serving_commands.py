@@ -52,6 +52,19 @@ def test_a_folder_is_exported_for_serving(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: ") and "exists already" in done.stderr
 
 
+def test_int8_values(tmp_path: Path) -> None:
+    build().save_pretrained(tmp_path / "dense")
+    options = ["--format", "sparse", "--values", "int8"]
+    done = sparsebert("export", tmp_path / "dense", tmp_path / "out", *options, "--json")
+    assert done.returncode == 0, done.stderr
+    dense = (tmp_path / "dense" / "model.safetensors").stat().st_size
+    assert json.loads(done.stdout)["bytes"] < 0.7 * dense
+    assert "values=int8" in repr(load_sparse(tmp_path / "out"))
+    done = sparsebert("export", tmp_path / "dense", tmp_path / "other", "--values", "int8")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "add --format sparse" in done.stderr and not (tmp_path / "other").exists()
+
+
 def test_bench(tmp_path: Path) -> None:
     build(density=0.1).save_pretrained(tmp_path / "dense")
     options = ["--batch", "1,2", "--seq", "9", "--rounds", "1", "--seconds", "5"]

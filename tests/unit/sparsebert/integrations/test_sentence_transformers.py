@@ -18,8 +18,13 @@ from sparsebert.integrations.sentence_transformers import (
 )
 from tests.unit.sparsebert.inference.models import build
 
-WORDS = "the patients were treated with aspirin for six weeks and then it stopped query :".split()
-TEXTS = ["the patients", "aspirin for six weeks and then it stopped " * 9, "treated", ""]
+TEXTS = [
+    "the patients were treated with",
+    "aspirin for six weeks and then it stopped " * 9,
+    "treated",
+    "",
+]
+WORDS = sorted({word for text in [*TEXTS, "query :"] for word in text.split()})
 
 
 @pytest.fixture
