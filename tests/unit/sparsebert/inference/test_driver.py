@@ -11,9 +11,11 @@ import torch
 
 from sparsebert.inference.build import SOURCE_FOLDER
 from sparsebert.inference.encoder_op import prepare_mask
-from sparsebert.inference.levels import architecture, levels_of, supported_levels
+from sparsebert.inference.levels import architecture, levels_of
+from tests.unit.sparsebert.inference.conftest import FP32_LEVELS
 from tests.unit.sparsebert.inference.models import build, double
 from tests.unit.sparsebert.inference.test_encoder import computed, dense, draw, pack_bert
+from tests.unit.sparsebert.inference.test_int8 import pack_int8
 
 DRIVER = Path(__file__).parent / "driver.c"
 SANITIZERS = "-fsanitize=address,undefined"
@@ -70,13 +72,14 @@ def compile_driver(folder: Path, flags: list[str], compiler: str = "c++") -> Pat
     return built
 
 
-def write_cases(folder: Path) -> list[Path]:
+def write_cases(folder: Path, *, int8: bool = False) -> list[Path]:
+    """What the kernel gets and should give; int8's outputs are fp32's, which are near."""
     files = []
     for number, (batch, length, hidden, inner, heads, masked, threads) in enumerate(SHAPES):
         bert = build(
             hidden_size=hidden, intermediate_size=inner, num_attention_heads=heads, density=0.2
         )
-        x, packed = draw(batch, length, hidden), pack_bert(bert)
+        x, packed = draw(batch, length, hidden), pack_int8(bert) if int8 else pack_bert(bert)
         mask = None
         if masked == "tokens":
             mask = torch.ones(batch, 1, 1, length, dtype=torch.bool)
@@ -103,7 +106,7 @@ def write_cases(folder: Path) -> list[Path]:
         if added is not None:
             whole = torch.empty(0).set_(added.untyped_storage())
             data += whole.numpy().tobytes()
-        file = folder / f"case-{number}"
+        file = folder / f"case-{'int8-' if int8 else ''}{number}"
         file.write_bytes(data + expected.numpy().tobytes())
         files.append(file)
     return files
@@ -118,7 +121,7 @@ def run(command: list[str], **environment: str) -> str:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("level", supported_levels())
+@pytest.mark.parametrize("level", FP32_LEVELS)
 def test_sanitizers_and_fuzzing(tmp_path: Path, level: str) -> None:
     flags = [SANITIZERS, "-fno-sanitize-recover=all", *levels_of(architecture())[level]]
     driver = str(compile_driver(tmp_path, flags))
@@ -126,6 +129,8 @@ def test_sanitizers_and_fuzzing(tmp_path: Path, level: str) -> None:
     # Scratch is kept for the process's life, and workers never end.
     options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     assert run([driver, *cases], **options).count("largest difference") == len(cases)
+    if level.endswith("vnni"):
+        cases += [str(file) for file in write_cases(tmp_path, int8=True)]
     found = run([driver, "--fuzz", "1000", *cases], **options)
     assert found.count("refused") == len(cases)
 
