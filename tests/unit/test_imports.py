@@ -1,6 +1,6 @@
 """The import rule: launch -> bert -> sparsity -> distributed; who imports Ray and DeepSpeed.
 
-sparsebert.inference stands beside them: only launch uses it, and it uses none of them.
+sparsebert/ stands beside them: only launch uses it, and it uses none of them.
 """
 
 import ast
@@ -16,7 +16,11 @@ ROOT = Path(__file__).parents[2]
 # Each package may import itself and those after it.
 ORDER = ("launch", "bert", "sparsity", "distributed")
 FILES = sorted(file for package in ORDER for file in (ROOT / package).rglob("*.py"))
-SERVING_FILES = sorted((ROOT / "sparsebert" / "inference").rglob("*.py"))
+SERVING_FILES = sorted(
+    file
+    for part in ("inference", "integrations")
+    for file in (ROOT / "sparsebert" / part).glob("*.py")
+)
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
