@@ -166,7 +166,8 @@ def test_a_stopped_program_keeps_figures_and_leaves_no_case(
     assert not list(tmp_path.glob("running-*"))
     assert runner.run(budget_seconds=600, only=["quick value=1"]) == 0
     measured = [r["case"] for r in read(tmp_path) if r["status"] == "measured"]
-    assert measured == ["quick value=1"]
+    # Twice where the program was killed after it had moved the result and before it said so.
+    assert measured and set(measured) == {"quick value=1"}
 
 
 def test_results_of_another_folder_are_taken_over(tmp_path: Path) -> None:
