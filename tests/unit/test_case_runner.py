@@ -166,7 +166,7 @@ def test_a_stopped_program_keeps_figures_and_leaves_no_case(
     assert not list(tmp_path.glob("running-*"))
     assert runner.run(budget_seconds=600, only=["quick value=1"]) == 0
     measured = [r["case"] for r in read(tmp_path) if r["status"] == "measured"]
-    # Twice where the program was killed after it had moved the result and before it said so.
+    # Twice where the program was killed after it wrote the result and before it removed the case.
     assert measured and set(measured) == {"quick value=1"}
 
 
