@@ -66,7 +66,7 @@ def test_what_is_uploaded(tmp_path: Path) -> None:
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert {path.suffix for path in files} == {
             *(".py", ".yaml", ".sbatch"),
-            *(".cpp", ".h", ".md", ".toml", ".typed", ""),  # sparsebert/ is a project too
+            *(".cpp", ".h", ".md", ".sh", ".toml", ".typed", ""),  # sparsebert/ is a project too
         }
         assert sum(path.stat().st_size for path in files) < 2_000_000
     assert not folder.exists()
