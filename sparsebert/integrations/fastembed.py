@@ -51,7 +51,7 @@ def register(
     Raises:
         BadInput: the name is taken, or the folder has no configuration.
     """
-    if any(name.lower() == known.model.lower() for known in TextEmbedding._list_supported_models()):
+    if name.lower() in {known["model"].lower() for known in TextEmbedding.list_supported_models()}:
         raise BadInput(f"fastembed has a model {name} already: choose another name")
     if pooling not in ("mean", "cls"):
         raise BadInput(f"pooling is {pooling!r}: choose mean or cls")

@@ -70,10 +70,6 @@ class SparseTransformer(InputModule):  # type: ignore[misc]  # which has no type
         """Features of a token."""
         return int(self.model.config.hidden_size)
 
-    def get_word_embedding_dimension(self) -> int:
-        """The same under its older name."""
-        return self.get_embedding_dimension()
-
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Write the sparse file, the tokenizer and the longest length into an existing folder."""
         write_sparse(self.model, Path(output_path))

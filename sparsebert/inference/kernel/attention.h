@@ -22,7 +22,7 @@ struct Mask {
   const int64_t* rows = nullptr;  // of the tokens, in the caller's batch,
   int64_t first = 0;              // where the sequence begins with this one
 
-  const float& at(int64_t query, int64_t key) const {
+  float at(int64_t query, int64_t key) const {
     return data[(rows[query] - first) * query_stride + (rows[key] - first) * key_stride];
   }
 };

@@ -1,7 +1,7 @@
 // The BERT encoder with sparse weights: the C functions that library.py calls.
 //
 // A call's sequences are computed in groups of some GROUP_TOKENS, so that scratch does not grow with
-// the batch. Threads take whole sequences where there are enough of them; else they share a group:
+// the batch. Threads take whole sequences where that makes about equal shares; else they share a group:
 // attention by heads, the rest by tiles, or by chunks of rows where there are fewer tiles than threads
 // (worker.h).
 #include <algorithm>

@@ -27,11 +27,10 @@ struct Bytes;
 #define SPARSEBERT_DOT(size) _mm##size##_dpbusd_avx_epi32
 #endif
 
-#define SPARSEBERT_BYTES(T, size, bits, Floats, Register)                                            \
+#define SPARSEBERT_BYTES(T, size, bits, Register)                                                    \
   template <>                                                                                        \
   struct Bytes<T> {                                                                                  \
     typedef Register Reg;                                                                            \
-    typedef Floats FloatReg;                                                                         \
     SPARSEBERT_INLINE Reg load(const void* p) { return _mm##size##_load_si##bits((const Reg*)p); }   \
     SPARSEBERT_INLINE void store(void* p, Reg a) { _mm##size##_store_si##bits((Reg*)p, a); }         \
     SPARSEBERT_INLINE Reg splat(int32_t a) { return _mm##size##_set1_epi32(a); }                     \
@@ -42,23 +41,22 @@ struct Bytes;
     SPARSEBERT_INLINE Reg dot(Reg sum, Reg x, Reg w) { return SPARSEBERT_DOT(size)(sum, x, w); }     \
     SPARSEBERT_INLINE Reg pack16(Reg a, Reg b) { return _mm##size##_packs_epi32(a, b); }             \
     SPARSEBERT_INLINE Reg pack8(Reg a, Reg b) { return _mm##size##_packs_epi16(a, b); }              \
-    SPARSEBERT_INLINE Reg xor_(Reg a, Reg b) { return a ^ b; }                                       \
     /* T / 4 tokens, each times its factor, to the nearest integers. */                              \
     SPARSEBERT_INLINE Reg round(const float* x, const float* factor) {                               \
       return _mm##size##_cvtps_epi32(                                                                \
           _mm##size##_mul_ps(_mm##size##_load_ps(x), _mm##size##_load_ps(factor)));                  \
     }                                                                                                \
   };
-SPARSEBERT_BYTES(16, , 128, __m128, __m128i)
-SPARSEBERT_BYTES(32, 256, 256, __m256, __m256i)
+SPARSEBERT_BYTES(16, , 128, __m128i)
+SPARSEBERT_BYTES(32, 256, 256, __m256i)
 #if defined(__AVX512VNNI__)
-SPARSEBERT_BYTES(64, 512, 512, __m512, __m512i)
+SPARSEBERT_BYTES(64, 512, 512, __m512i)
 #endif
 #undef SPARSEBERT_BYTES
 #undef SPARSEBERT_DOT
 
-// Rounds a tile [inputs][T] of floats to bytes; a token's scale gives the floats back. The scale of a
-// token with an input that is not finite is NaN, and so is then every output of it.
+// Rounds a tile [inputs][T] of floats to bytes; a token's scale gives the floats back. An input that is
+// not finite makes its token's scale infinity or NaN, of which LayerNorm makes NaN everywhere.
 template <int T>
 static void quantize(const float* x, uint32_t inputs, uint8_t* bytes, float* scales) {
   constexpr int TV = T / VL;
@@ -73,7 +71,7 @@ static void quantize(const float* x, uint32_t inputs, uint8_t* bytes, float* sca
   alignas(64) float factors[T];
   for (int t = 0; t < TV; t++) {
     const Vec most = reinterpret_cast<Vec>(bits[t]);
-    store(scales + t * VL, most * (1.f / 127.f) + most * 0.f);
+    store(scales + t * VL, most * (1.f / 127.f));
     store(factors + t * VL, most > 0.f ? 127.f / most : Vec{});
   }
   typedef Bytes<T> B;
@@ -82,7 +80,7 @@ static void quantize(const float* x, uint32_t inputs, uint8_t* bytes, float* sca
     const float* from = x + uint64_t(k) * T;
     const auto quarter = [&](int j) { return B::round(from + j * (T / 4), factors + j * (T / 4)); };
     const typename B::Reg packed = B::pack8(B::pack16(quarter(0), quarter(1)), B::pack16(quarter(2), quarter(3)));
-    B::store(bytes + uint64_t(k) * T, B::xor_(packed, flip));
+    B::store(bytes + uint64_t(k) * T, packed ^ flip);
   }
 }
 

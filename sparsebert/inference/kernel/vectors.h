@@ -102,50 +102,37 @@ SPARSEBERT_INLINE Vec exp2_negative(Vec x) {
   return p * reinterpret_cast<Vec>(reinterpret_cast<IntVec>(shifted) << 23);
 }
 
-// x * Phi(x), the exact GELU; the error of erf is 2e-7.
+// x * Phi(x) = x / 2 (1 + erf(z)) with z = x / sqrt(2).
 //
-// erf(z) = z g(z^2) on |z| <= 3.92, and within 3e-8 of 1 beyond. g is a polynomial in
-// u = 2 z^2 / 3.92^2 - 1, which runs from -1 to 1: there its coefficients add up to 1.13 and lose no
-// precision (benchmarks/kernel_constants.py).
-SPARSEBERT_INLINE Vec gelu(Vec x) {
+// erf(z) = z g(z^2) on |z| <= edge, and is taken for constant beyond. g is a polynomial in
+// u = 2 z^2 / edge^2 - 1, which runs from -1 to 1: there its coefficients lose no precision. They stand
+// highest first (benchmarks/kernel_constants.py).
+template <int N>
+SPARSEBERT_INLINE Vec gelu_by(Vec x, float edge, const float (&coefficients)[N]) {
   Vec z = x * 0.70710678f;
-  z = smaller(splat(3.92f), larger(splat(-3.92f), z));  // NaN passes
-  const Vec u = z * z * (2.f / (3.92f * 3.92f)) - 1.f;
-  Vec g = splat(-0.00077914662f);
-  g = g * u + 0.00204871851f;
-  g = g * u - 0.00160662003f;
-  g = g * u + 0.00207794923f;
-  g = g * u - 0.0073873424f;
-  g = g * u + 0.0140159875f;
-  g = g * u - 0.0201706085f;
-  g = g * u + 0.0298142508f;
-  g = g * u - 0.0433779731f;
-  g = g * u + 0.058360476f;
-  g = g * u - 0.074029617f;
-  g = g * u + 0.0906020328f;
-  g = g * u - 0.109178536f;
-  g = g * u + 0.134084284f;
-  g = g * u - 0.180108637f;
-  g = g * u + 0.360736817f;
+  z = smaller(splat(edge), larger(splat(-edge), z));  // NaN passes
+  const Vec u = z * z * (2.f / (edge * edge)) - 1.f;
+  Vec g = splat(coefficients[0]);
+#pragma GCC unroll 16
+  for (int i = 1; i < N; i++) g = g * u + coefficients[i];
   const Vec half = x * 0.5f;
   return half * (g * z) + half;
 }
 
-// The same within 2e-4, in half the time, for results that int8 rounds to steps of some 1e-2: erf is
-// taken for constant beyond |z| = 2.8.
+// The exact GELU; the error of erf is 2e-7.
+SPARSEBERT_INLINE Vec gelu(Vec x) {
+  constexpr float G[] = {-0.00077914662f, 0.00204871851f, -0.00160662003f, 0.00207794923f,
+                         -0.0073873424f,  0.0140159875f,  -0.0201706085f,  0.0298142508f,
+                         -0.0433779731f,  0.058360476f,   -0.074029617f,   0.0906020328f,
+                         -0.109178536f,   0.134084284f,   -0.180108637f,   0.360736817f};
+  return gelu_by(x, 3.92f, G);
+}
+
+// Within 2e-4, in half the time: for results that int8 rounds to steps of some 1e-2.
 SPARSEBERT_INLINE Vec coarse_gelu(Vec x) {
-  Vec z = x * 0.70710678f;
-  z = smaller(splat(2.8f), larger(splat(-2.8f), z));
-  const Vec u = z * z * (2.f / (2.8f * 2.8f)) - 1.f;
-  Vec g = splat(0.0159879196f);
-  g = g * u - 0.0446476117f;
-  g = g * u + 0.066189155f;
-  g = g * u - 0.099315688f;
-  g = g * u + 0.156722903f;
-  g = g * u - 0.240339071f;
-  g = g * u + 0.50254941f;
-  const Vec half = x * 0.5f;
-  return half * (g * z) + half;
+  constexpr float G[] = {0.0159879196f, -0.0446476117f, 0.066189155f, -0.099315688f,
+                         0.156722903f,  -0.240339071f,  0.50254941f};
+  return gelu_by(x, 2.8f, G);
 }
 
 }  // namespace sparsebert

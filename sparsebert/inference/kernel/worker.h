@@ -199,7 +199,7 @@ class Worker {
 
   // What a product reads of x [inputs][lanes]. It is valid until the next call.
   Input read(const Tile& tile, const float* x, uint32_t inputs) {
-    float* tokens = own_ + attention_floats(h_, longest_);
+    float* tokens = own_ + attention_floats(h_, call_.length);
 #if SPARSEBERT_INT8
     if (h_.values == INT8) {
       uint8_t* bytes = reinterpret_cast<uint8_t*>(tokens + MAX_LANES);
@@ -290,7 +290,7 @@ class Worker {
     const int64_t features = h_.hidden / h_.heads;
     const Tiling local(sequence.length, group_.tiling.full, group_.tiling.int8);
     HeadTile* tiles = head_tiles(local);
-    float* copy = own_ + attention_scratch(longest_, features);
+    float* copy = own_ + attention_scratch(call_.length, features);
     for (int64_t n = 0; n < local.count; n++) {
       const Tile tile = local[n];
       const int64_t size = features * tile.lanes;
@@ -354,7 +354,6 @@ class Worker {
   }
 
   const Call& call_;
-  const int64_t longest_ = call_.length;
   const Header& h_;
   const Group& group_;
   const int index_;

@@ -271,7 +271,7 @@ def test_the_file_is_what_the_documentation_says(tmp_path: Path) -> None:
     with safe_open(tmp_path / "sparse" / SPARSE_FILE, framework="np") as file:
         assert file.metadata()["format_version"] == "2"
         shapes = json.loads(file.metadata()["shapes"])
-        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     for name, tensor in wanted.items():
         if name in shapes:
             rows, columns = shapes[name]
