@@ -6,6 +6,8 @@
     python benchmarks/inference.py idle       # processor time between calls, on two threads
     python benchmarks/inference.py sparsities --plot docs/inference.png
     python benchmarks/inference.py accuracy --folder MINILM --texts STSB.jsonl.gz --sparsity 0
+    python benchmarks/inference.py task --folder CLASSIFIER --texts SST2_DEV.jsonl.gz
+    python benchmarks/inference.py threads    # two against one, interleaved
     python benchmarks/inference.py mixed      # 10,000 calls of mixed lengths: RSS, time a token
 
 Models are BERTs with random weights, each encoder matrix cut to its largest tenth (--sparsity).
@@ -239,6 +241,65 @@ def print_accuracy(options: argparse.Namespace) -> None:
             )
 
 
+def print_task(options: argparse.Namespace) -> None:
+    """Accuracy of a pruned classifier, exported dense, with fp32 and with int8 values.
+
+    --texts has lines with `sentence` and `label`.
+    """
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    from sparsebert import to_sparse
+
+    with gzip.open(options.texts, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    tokenizer = AutoTokenizer.from_pretrained(options.folder)
+    labels = np.array([int(row["label"]) for row in rows])
+    answers = {}
+    for values in ("fp32", "int8"):
+        model = BertForSequenceClassification.from_pretrained(options.folder, dtype=torch.float32)
+        to_sparse(model, values=values)
+        found = []
+        for start in range(0, len(rows), 32):
+            texts = [row["sentence"] for row in rows[start : start + 32]]
+            features = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+            with torch.inference_mode():
+                found += model(**features).logits.argmax(1).tolist()
+        answers[values] = np.array(found)
+        print(f"{values}: accuracy {100 * (answers[values] == labels).mean():.2f}")
+    changed = int((answers["fp32"] != answers["int8"]).sum())
+    print(f"{changed} of {len(rows)} answers differ")
+
+
+def print_threads(options: argparse.Namespace) -> None:
+    """The encoder on two threads against one, in turns."""
+    from sparsebert import to_sparse
+
+    values = "int8" if "sparse-int8" in options.engines.split(",") else "fp32"
+    encoder = to_sparse(build_model(options.model, options.sparsity), values=values).encoder
+    for batch in parse_numbers(options.batch, "--batch"):
+        for length in parse_numbers(options.seq, "--seq"):
+            x = torch.randn(batch, length, encoder.config.hidden_size)
+            ratios, fastest = [], {1: float("inf"), 2: float("inf")}
+            with torch.inference_mode():
+                for _ in range(60):
+                    seconds = {}
+                    for threads in (1, 2):
+                        torch.set_num_threads(threads)
+                        time.sleep(0.002)  # another engine's or call's threads go to sleep
+                        encoder(x)
+                        start = time.perf_counter()
+                        encoder(x)
+                        seconds[threads] = time.perf_counter() - start
+                        fastest[threads] = min(fastest[threads], seconds[threads])
+                    ratios.append(seconds[1] / seconds[2])
+            low, middle, high = np.percentile(ratios, [10, 50, 90])
+            print(
+                f"{options.model} {values} {batch} x {length}: {middle:.2f} "
+                f"({low:.2f}-{high:.2f}), fastest {1e3 * fastest[1]:.2f} and {1e3 * fastest[2]:.2f} ms",
+                flush=True,
+            )
+
+
 def print_mixed(options: argparse.Namespace) -> None:
     """RSS over calls of mixed lengths, and the time of a batch against its real tokens."""
     if options.folder is None:  # a process of its own, in which nothing was built
@@ -306,6 +367,8 @@ def main() -> None:
         "idle": print_idle,
         "sparsities": print_sparsities,
         "accuracy": print_accuracy,
+        "task": print_task,
+        "threads": print_threads,
         "mixed": print_mixed,
     }
     parser.add_argument("part", choices=parts)
@@ -318,9 +381,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--limit", type=float, default=120.0, help="seconds a shape")
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--folder", type=Path, help="of a trained model, for accuracy")
+    parser.add_argument("--folder", type=Path, help="of a trained model")
     parser.add_argument("--calls", type=int, default=10_000, help="of mixed lengths")
-    parser.add_argument("--texts", type=Path, help="STS-B, for accuracy")
+    parser.add_argument("--texts", type=Path, help="jsonl.gz of accuracy, task")
     options = parser.parse_args()
     parts[options.part](options)
 
