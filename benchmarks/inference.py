@@ -293,9 +293,10 @@ def print_threads(options: argparse.Namespace) -> None:
                         fastest[threads] = min(fastest[threads], seconds[threads])
                     ratios.append(seconds[1] / seconds[2])
             low, middle, high = np.percentile(ratios, [10, 50, 90])
+            one, two = 1e3 * fastest[1], 1e3 * fastest[2]
             print(
                 f"{options.model} {values} {batch} x {length}: {middle:.2f} "
-                f"({low:.2f}-{high:.2f}), fastest {1e3 * fastest[1]:.2f} and {1e3 * fastest[2]:.2f} ms",
+                f"({low:.2f}-{high:.2f}), fastest {one:.2f} and {two:.2f} ms",
                 flush=True,
             )
 
