@@ -115,7 +115,7 @@ def print_sparsities(options: argparse.Namespace) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6, 4))
+    figure, axes = pyplot.subplots(figsize=(7.5, 4))
     for engine in options.engines.split(","):
         points = [(s, f.processor_ms or f.median_ms) for s, f in rows if f.engine == engine]
         axes.plot(*zip(*points, strict=True), marker="o", label=engine)
@@ -123,7 +123,7 @@ def print_sparsities(options: argparse.Namespace) -> None:
     axes.set_ylabel("processor time a call (ms)")
     axes.set_title(f"BERT {options.model}, batch {options.batch}, {options.seq} tokens, 1 thread")
     axes.set_ylim(bottom=0)
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(options.plot, dpi=120)

@@ -91,7 +91,7 @@ def to_sparse(
 
 
 def can_quantize_embeddings(model: nn.Module, bert: BertModel) -> bool:
-    """Whether nothing else uses the word embeddings: the output layer of language models does."""
+    """Whether only the first layer uses the word embeddings; language models' last one does too."""
     table = bert.embeddings.word_embeddings
     if type(table) is not nn.Embedding:
         return False
@@ -102,7 +102,7 @@ def can_quantize_embeddings(model: nn.Module, bert: BertModel) -> bool:
 def install(
     model: nn.Module, bert: BertModel, packed: torch.Tensor, table: Int8Matrix | None = None
 ) -> None:
-    """Put a sparse encoder and, if given, int8 word embeddings into `bert`; the model into eval."""
+    """Put a sparse encoder and, if given, int8 word embeddings into `bert`, and call eval()."""
     model.eval().requires_grad_(False)
     bert.encoder = SparseEncoder(bert.config, packed)
     if table is not None:

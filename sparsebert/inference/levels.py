@@ -67,7 +67,7 @@ def supported_levels() -> list[str]:
 
 
 def usable_levels() -> list[str]:
-    """Levels to try, best first; only the one that SPARSEBERT_KERNEL names, if it names one.
+    """Levels to try, best first; where SPARSEBERT_KERNEL is set, that one alone.
 
     Raises:
         BadInput: the named level does not exist or does not run here.

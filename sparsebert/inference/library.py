@@ -55,7 +55,7 @@ class Kernel:
         """
         y = torch.empty_like(x)
         batch, length, _ = x.shape
-        # 0 tells that a mask repeats, also where there is nothing to repeat.
+        # A stride of 0 says that the mask repeats, as it does along a dimension of size 1.
         strides = (ctypes.c_int64 * 4)()
         if mask is not None:
             sizes = zip(mask.shape, mask.stride(), strict=True)
@@ -98,8 +98,7 @@ _loaded: dict[str | None, Kernel] = {}  # by SPARSEBERT_KERNEL
 def load_kernel() -> Kernel:
     """The kernel of the best level, or of SPARSEBERT_KERNEL; loaded and tested once a process.
 
-    A level that cannot be had, as with a compiler that does not know its instructions, gives way to
-    the next, with a warning.
+    If a level cannot be compiled or loaded, the next one is taken, with a warning.
 
     Raises:
         KernelUnavailable: there is no library and none can be compiled.
@@ -249,8 +248,8 @@ def verify(kernel: Kernel, packed: torch.Tensor) -> tuple[int, int]:
     fault = kernel.find_fault(packed)
     if fault == _NO_INT8:
         raise BadInput(
-            "the model was made with int8 values for a processor that multiplies bytes, which this "
-            "processor, or its kernel, does not: call to_sparse or load_sparse here"
+            "the model's int8 weights are packed for a processor with a dot product of bytes, and "
+            "this processor, or its kernel, has none: call to_sparse or load_sparse here"
         )
     if fault:
         raise BadInput(

@@ -39,7 +39,7 @@ def quantize_rows(weight: torch.Tensor) -> Int8Matrix:
     if not bool(largest.isfinite().all()):
         raise BadInput("a weight is not finite, so it has no int8: keep values='fp32'")
     scales = largest / 127
-    # A row of zeros, or of numbers so small that its scale is none.
+    # A row of zeros, or of numbers too small for a scale, has the scale 0.
     divisors = torch.where(scales > 0, scales, torch.ones_like(scales))
     values = (weight / divisors[:, None]).round().clamp(-127, 127).to(torch.int8)
     return Int8Matrix(values, scales)

@@ -16,8 +16,8 @@ constexpr int64_t GROUP_TOKENS = 256;
 
 // Which tokens of sequence `number` are computed: all, or those that the mask lets others attend to.
 //
-// A token that no query attends to has no part in any other's output. It is left out, and its own
-// output is 0, where the mask is one number a key.
+// A token that no query attends to has no part in any other's output. Where the mask is one number a
+// key, such a token is left out, and its own output is 0.
 void add_sequence(const MaskView& mask, int64_t number, int64_t length, std::vector<Sequence>* sequences,
                   std::vector<int64_t>* rows) {
   constexpr float MASKED = -1e38f, ATTENDED = -1e30f;

@@ -7,7 +7,7 @@
 //
 // X is [inputs][T tokens] bytes. A row's entries come in steps of four: four unrelated columns are
 // interleaved into four vectors of (T / 4) x 4 bytes by eight unpack instructions, which work in lanes
-// of 16 bytes. `quantize` stores the tokens in the order that makes the sums come out in their own:
+// of 16 bytes. `quantize` orders the tokens so that the sums come out in the tokens' own order:
 // lane L's byte 4 j + i is token (T / 4) j + 4 L + i.
 #pragma once
 #include "packed.h"
