@@ -30,7 +30,7 @@ demo: setup
 	$(BIN)/sparsebert pretrain configs/demo_pubmed.yaml
 	$(BIN)/sparsebert pretrain configs/demo_control.yaml --local
 	$(BIN)/sparsebert export runs/demo-pubmed exports/demo-pubmed
-	$(BIN)/python -m launch.demo
+	$(BIN)/python examples/demo_report.py
 
 clean-demo:
 	rm -rf $(RUNS) $(foreach s,$(SHARDS),data/$(s) data/$(s)-validation) exports/demo-pubmed

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from bert.configuration import ModelConfig
+from bert.architecture import is_prunable, named_weights, uses_weight_decay
+from bert.config import ModelConfig
 from bert.model import build_model
-from bert.weights import is_prunable, named_weights, uses_weight_decay
-from distributed.config import ZeroConfig
-from distributed.topology import detect_topology, ensure_process_group
-from distributed.zero import Engine, Precision, build_engine
+from distributed.config import OptimizerConfig, ZeroConfig
+from distributed.world import detect_topology, ensure_process_group
+from distributed.zero import Engine, build_engine
 from sparsity.controller import SparsityController
 from sparsity.schedule import SparsityConfig
 
@@ -30,7 +30,7 @@ def build_bert_engine(
     sizes: dict[str, int] = BASE,
     vocab_size: int = VOCAB_SIZE,
     stage: int = 2,
-    precision: Precision = "bf16",
+    precision: Literal["fp32", "bf16"] = "bf16",
     dropout: float = 0.0,
     seed: int = 1,
 ) -> Engine:
@@ -62,13 +62,8 @@ def build_bert_engine(
         module,
         named_parameters=weights,
         no_decay=[name for name, _ in weights if not uses_weight_decay(name)],
+        optimizer=OptimizerConfig(precision=precision, adam_eps=1e-6, micro_batch_rows=rows),
         zero=ZeroConfig(stage=stage),
-        precision=precision,
-        betas=(0.9, 0.98),
-        eps=1e-6,
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        micro_batch_rows=rows,
         accumulation_steps=1,
         device=topology.device,
     )

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bert.mask_integrity import check_masks
-from distributed.checkpoint import MASTER, Checkpoint
-from distributed.checkpoint_writer import HostCopy, write_snapshot
+from distributed.checkpoint.reading import MASTER, Checkpoint
+from distributed.checkpoint.writing import HostCopy, write_snapshot
 from distributed.files import sha256_of
 from distributed.hashing import hex_digest
 from distributed.partition import Fragment
-from sparsity.masks import FragmentMask
+from sparsity.integrity import check_masks
+from sparsity.selection.masks import FragmentMask
 
 MATRIX = 768 * 3072
 

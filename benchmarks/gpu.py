@@ -38,7 +38,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # not needed where sparsebert is installed
 
 CASES = "benchmarks.gpu_cases.cases"
-CODE = ("distributed", "sparsity", "bert", "benchmarks", "tests/gpu", "tests/unit/sparsity")
+CODE = (
+    "distributed",
+    "sparsity",
+    "training",
+    "bert",
+    "benchmarks",
+    "tests/gpu",
+    "tests/unit/sparsity",
+)
 OFTEN_MISSING = {  # module: package
     "deepspeed": "deepspeed",
     "hjson": "hjson",

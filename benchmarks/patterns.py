@@ -11,9 +11,9 @@ import time
 import torch
 
 from distributed.partition import Fragment
-from sparsity.masks import FragmentMask
-from sparsity.pattern_name import PatternName
+from sparsity.patterns.name import PatternName
 from sparsity.pruning import update_masks
+from sparsity.selection.masks import FragmentMask
 from sparsity.targets import Scope
 
 COLUMNS = 1024

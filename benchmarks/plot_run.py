@@ -8,7 +8,7 @@ from pathlib import Path
 
 import matplotlib
 
-from launch.run_folder import RunFolder, read_metrics
+from training.folder import RunFolder, read_metrics
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

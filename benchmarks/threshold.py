@@ -28,14 +28,14 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.utils import prune
 
-from distributed.collectives import all_reduce_sum
 from distributed.partition import Fragment
-from sparsity.masks import FragmentMask
-from sparsity.pattern_name import PatternName
-from sparsity.patterns import SingleWeights, find_cuts
+from distributed.world import all_reduce_sum
+from sparsity.patterns.name import PatternName
+from sparsity.patterns.single import SingleWeights, find_cuts
 from sparsity.pruning import update_masks
+from sparsity.selection.masks import FragmentMask
+from sparsity.selection.threshold import run
 from sparsity.targets import Scope
-from sparsity.threshold import run
 
 STD = 0.02
 FEW = 1 << 15  # weights

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bert.configuration import DataConfig, EvaluationConfig
+from bert.config import DataConfig, EvaluationConfig
 from bert.corpora.batches import MicroBatch, RowBatches, build_validation_batches
 from bert.corpora.unigram import load_unigram_counts, unigram_loss
 from bert.vocabulary import Vocabulary
-from distributed.collectives import all_reduce_sum
-from distributed.topology import Topology
+from distributed.world import Topology, all_reduce_sum
 from distributed.zero import Engine
 
 

@@ -38,7 +38,7 @@ MASKED_LM = Head(BertForMaskedLM, "AutoModelForMaskedLM", "fill-mask", is_pretra
 
 
 def task_head(kind: str, labels: Sequence[str]) -> Head:
-    """The head of a task of that kind (bert.tasks.configuration.Kind)."""
+    """The head of a task of that kind (bert.tasks.config.Kind)."""
     if kind == "question_answering":
         return Head(BertForQuestionAnswering, "AutoModelForQuestionAnswering", "question-answering")
     if kind == "tokens":

@@ -15,11 +15,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
+from bert.architecture import is_prunable, named_weights, uses_weight_decay
 from bert.attention import PACKED_ATTENTION, build_block_mask, check_boundaries, uses_varlen
-from bert.configuration import DistillationConfig, ModelConfig
+from bert.config import DistillationConfig, ModelConfig
 from bert.distillation import mix, soft_cross_entropy
 from bert.initialization import add_structure
 from bert.masked_loss import sum_cross_entropy
+from training.start import Weight
 
 IGNORE_INDEX = -100
 
@@ -239,3 +241,11 @@ def flops_per_token(
     layer = 6 * (4 * hidden**2 + 2 * hidden * config.intermediate_size) + 12 * hidden * max_seq_len
     head = 6 * hidden * (hidden + vocab_size)
     return config.num_layers * layer + mlm_probability * head
+
+
+def list_weights(module: nn.Module) -> list[Weight]:
+    """Every parameter of `module` under its canonical name, tied ones once, with its treatment."""
+    return [
+        Weight(name, parameter, is_prunable=is_prunable(name), decays=uses_weight_decay(name))
+        for name, parameter in named_weights(module)
+    ]

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from bert.model_files import read_verified
-from bert.pretraining import Batches, Inputs, Int64Array
-from bert.weights import named_weights
+from bert.architecture import named_weights
+from bert.folders.model_files import read_verified
 from distributed.errors import BadInput
+from training.loop import Batches, Inputs, Int64Array
 
 
 class Teacher(Protocol):
@@ -28,7 +28,7 @@ class DistilledBatches:
     """Batches whose inputs carry the teacher's logits."""
 
     def __init__(self, batches: Batches, teacher: Teacher) -> None:
-        self.loss_name = batches.loss_name
+        self.loss_name, self.micro_steps = batches.loss_name, batches.micro_steps
         self._batches, self._teacher = batches, teacher
 
     def epoch(self, step: int) -> int:

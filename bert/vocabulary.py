@@ -182,7 +182,7 @@ def load_vocabulary(
     """
     path = Path(path)
     if settings is None and (path.is_dir() or path.suffix == ".json"):
-        from bert.folder_tokenizer import load_folder_vocabulary
+        from bert.folders.tokenizer import load_folder_vocabulary
 
         found = load_folder_vocabulary(path if path.is_dir() else path.parent)
         return replace(found, path=path)

@@ -38,6 +38,26 @@ class Config(BaseModel):
     )
 
 
+class OptimizerConfig(Config):
+    """AdamW's settings, and what the engine must know of a step beside them."""
+
+    micro_batch_rows: int = Field(..., ge=1, description="rows of one forward on one rank")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    adam_eps: float = Field(
+        1e-6, gt=0, description="BERT's; the larger, the less rare tokens drift on tiny gradients"
+    )
+    max_grad_norm: float = Field(1.0, ge=0, description="0 does not clip")
+    precision: Literal["fp32", "bf16"] = "bf16"
+
+    @field_validator("betas")
+    @classmethod
+    def _check_betas(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"train.betas {betas} must lie in [0, 1)")
+        return betas
+
+
 class ZeroConfig(Config):
     """How weights, gradients and optimizer states are divided between the ranks."""
 

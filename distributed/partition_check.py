@@ -2,9 +2,9 @@
 
 import torch
 
-from distributed.collectives import all_reduce_max, all_reduce_sum
 from distributed.hashing import name_hash, position_hash
 from distributed.partition import Partition
+from distributed.world import all_reduce_max, all_reduce_sum
 
 # Positions at which the copy that the forward reads is compared with the master, per fragment.
 _SAMPLES = 4096

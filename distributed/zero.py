@@ -8,17 +8,15 @@ import gc
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from distributed.config import ZeroConfig
+from distributed.config import OptimizerConfig, ZeroConfig
 from distributed.errors import BadInput
 from distributed.imports import without_collector
 from distributed.partition import NamedParameters, Partition
-
-Precision = Literal["fp32", "bf16"]
 
 
 class Engine:
@@ -90,19 +88,14 @@ def build_engine(
     *,
     named_parameters: NamedParameters,
     no_decay: Sequence[str],
+    optimizer: OptimizerConfig,
     zero: ZeroConfig,
-    precision: Precision,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    max_grad_norm: float,
-    micro_batch_rows: int,
     accumulation_steps: int,
     device: torch.device,
 ) -> Engine:
     """Collective: wrap `module`, whose weights are set, in a DeepSpeed engine with AdamW.
 
-    The masters are still rounded to `precision` and the optimizer may have counted a step: the
+    The masters are still rounded to the precision and the optimizer may have counted a step: the
     caller writes both (`Partition.write_masters`, `write_moments`) before training.
 
     Args:
@@ -110,13 +103,8 @@ def build_engine(
             transformers 5.
         named_parameters: canonical name and parameter of every weight, tied ones once.
         no_decay: names that weight decay leaves alone.
+        optimizer: AdamW's settings; its precision is of the weights that the forward reads.
         zero: stage and options.
-        precision: of the weights that the forward reads; masters are fp32.
-        betas: AdamW's.
-        eps: AdamW's.
-        weight_decay: AdamW's, decoupled.
-        max_grad_norm: clip norm; 0 does not clip.
-        micro_batch_rows: rows of one forward on one rank.
         accumulation_steps: forwards a step.
         device: where to train; one kind a process.
     """
@@ -129,30 +117,28 @@ def build_engine(
     groups = [
         {
             "params": [p for n, p in named_parameters if n not in plain],
-            "weight_decay": weight_decay,
+            "weight_decay": optimizer.weight_decay,
         },
         {"params": [p for n, p in named_parameters if n in plain], "weight_decay": 0.0},
     ]
     # Learning rate 0 until the first step: at stage 0 in bf16, `initialize` takes an update.
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=0.0, betas=betas, eps=eps, fused=True
+    adam = torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=0.0,
+        betas=optimizer.betas,
+        eps=optimizer.adam_eps,
+        fused=True,
     )
     engine, *_ = deepspeed.initialize(
         model=module,
-        optimizer=optimizer,
-        config=_deepspeed_config(
-            zero, precision, max_grad_norm, micro_batch_rows, accumulation_steps
-        ),
+        optimizer=adam,
+        config=_deepspeed_config(zero, optimizer, accumulation_steps),
     )
     return Engine(engine, Partition(engine, named_parameters))
 
 
 def _deepspeed_config(
-    zero: ZeroConfig,
-    precision: Precision,
-    max_grad_norm: float,
-    micro_batch_rows: int,
-    accumulation_steps: int,
+    zero: ZeroConfig, optimizer: OptimizerConfig, accumulation_steps: int
 ) -> dict[str, Any]:
     zero_optimization: dict[str, Any] = {
         "stage": zero.stage,
@@ -165,9 +151,9 @@ def _deepspeed_config(
     if zero.offload_param:
         zero_optimization["offload_param"] = {"device": "cpu"}
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro_batch_rows,
+        "train_micro_batch_size_per_gpu": optimizer.micro_batch_rows,
         "gradient_accumulation_steps": accumulation_steps,
-        "gradient_clipping": max_grad_norm,
+        "gradient_clipping": optimizer.max_grad_norm,
         "zero_optimization": zero_optimization,
         # Our optimizer is torch's, with offload too: one optimizer everywhere.
         "zero_force_ds_cpu_optimizer": False,
@@ -175,7 +161,7 @@ def _deepspeed_config(
         # It would wait for the GPU twice a batch.
         "timers": {"throughput": {"enabled": False}},
     }
-    if precision == "bf16":
+    if optimizer.precision == "bf16":
         config["bf16"] = {"enabled": True}
     if zero.grad_dtype is not None:
         config["data_types"] = {"grad_accum_dtype": zero.grad_dtype}

@@ -20,11 +20,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1]))  # not needed where sparsebert is installed
 
 from distributed.errors import BadInput
-from distributed.topology import (
-    detect_topology,
-    ensure_process_group,
-    has_gpu_for_each_process,
-)
+from distributed.world import detect_topology, ensure_process_group, has_gpu_for_each_process
 from distributed.zero import import_deepspeed
 from sparsity.attach import attach
 from sparsity.schedule import SparsityConfig

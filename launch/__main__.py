@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from launch import RAY_THREAD
-from launch.model_commands import AsJson, bench, export, inspect, print_json, prune
+from launch.models.commands import AsJson, bench, export, inspect, print_json, prune
 from launch.packages import find_foreign_package
 from launch.submitting import submit
 from launch.tensorboard import tensorboard
@@ -142,7 +142,7 @@ def prepare(
 
 def _print_schema(wanted: bool) -> None:
     if wanted:
-        from launch.configuration import PretrainConfig
+        from bert.config import PretrainConfig
 
         print_json(PretrainConfig.model_json_schema())
         raise typer.Exit
@@ -184,15 +184,17 @@ def pretrain(
       sparsebert pretrain configs/demo_general.yaml zero.stage=3 launch.num_workers=3
       torchrun --nproc-per-node 2 -m launch pretrain configs/demo_general.yaml
     """  # noqa: D301 (\b keeps the lines below it apart)
-    from launch.configuration import load_config, resolve_paths
+    from launch.config_loading import load_config
+    from training.config import resolve_paths
 
     resolved = resolve_paths(load_config(config, overrides or []))
     from distributed.imports import without_collector
 
     with without_collector():
-        from launch.driver import pretrain as run_pretraining
+        from bert.pretrain import Pretraining
+        from launch.run import run
 
-    raise typer.Exit(run_pretraining(resolved, local=local))
+    raise typer.Exit(run(Pretraining(resolved), local=local))
 
 
 @app.command()
@@ -217,8 +219,8 @@ def finetune(
     Example:
       sparsebert finetune configs/tasks/sst2.yaml model.init_from=exports/demo-pubmed seeds=[1,2,3]
     """  # noqa: D301 (\b keeps the lines below it apart)
-    from launch.configuration import load_config
-    from launch.finetune_configuration import FinetuneConfig, resolve_finetune_paths
+    from bert.tasks.finetune_config import FinetuneConfig, resolve_finetune_paths
+    from launch.config_loading import load_config
 
     loaded = load_config(config, overrides or [], root=FinetuneConfig)
     resolved = resolve_finetune_paths(loaded)
@@ -246,13 +248,14 @@ def compare(
     Example:
       sparsebert compare configs/studies/miniature.yaml
     """  # noqa: D301 (\b keeps the lines below it apart)
-    from launch.configuration import load_config, resolve_paths
-    from launch.study import StudyConfig
+    from launch.config_loading import load_config
+    from launch.study.plan import StudyConfig
+    from training.config import resolve_paths
 
     study = resolve_paths(load_config(config, overrides or [], root=StudyConfig))
-    from launch.compare import StudyStopped
-    from launch.compare import compare as run_study
-    from launch.stopping import STOPPED_EXIT_CODE
+    from launch.study.run import StudyStopped
+    from launch.study.run import compare as run_study
+    from training.stopping import STOPPED_EXIT_CODE
 
     try:
         rows = run_study(study, quiet=as_json)

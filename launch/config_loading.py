@@ -7,20 +7,26 @@ Knows no particular configuration: the root model is an argument.
 
 import difflib
 import json
+import logging
 import re
 import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from bert.config import PretrainConfig
 from distributed.errors import BadInput
 from launch.text_fields import settle
-from launch.yaml_values import Typed, describe_problem, parse, parse_override, without_texts
+from training.config import AnyModel
+from training.yaml_values import Typed, describe_problem, parse, parse_override, without_texts
+
+log = logging.getLogger(__name__)
+
 
 Root = TypeVar("Root", bound=BaseModel)
 
@@ -248,3 +254,26 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if typing.get_origin(annotation) in (dict, list, tuple):
         return []
     return [model for part in typing.get_args(annotation) for model in _models_in(part)]
+
+
+@overload
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> PretrainConfig: ...
+
+
+@overload
+def load_config(
+    path: Path | str, overrides: Sequence[str] = (), *, root: type[AnyModel]
+) -> AnyModel: ...
+
+
+def load_config(
+    path: Path | str, overrides: Sequence[str] = (), *, root: type[BaseModel] = PretrainConfig
+) -> BaseModel:
+    """The configuration in the YAML file `path` with `overrides` (`a.b=value`) over it.
+
+    Raises:
+        BadInput: one sentence on the first problem, with its field and its file.
+    """
+    for repeated in find_repeated(overrides):
+        log.warning("%s", repeated)
+    return load(Path(path), overrides, root)

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from bert.tasks.finetune import Finetuning
+from bert.tasks.finetune_config import FinetuneConfig
+from bert.tasks.results import read_results
 from distributed.launcher import is_under_torchrun
-from launch.driver import run
-from launch.finetune_configuration import FinetuneConfig
-from launch.finetune_results import read_results
 from launch.local import process_group
 from launch.progress import make_console
-from launch.run_folder import run_folder_of
+from launch.run import run
+from training.folder import run_folder_of
 
 
 def finetune(
@@ -39,7 +40,7 @@ def finetune(
     local = local or is_under_torchrun()
     with process_group(config.launch) if local else nullcontext() as group:
         for seed in config.seeds:
-            code = run(config.for_seed(seed), local=local)
+            code = run(Finetuning(config.for_seed(seed)), local=local)
             if code:
                 return code
     if group is None or group[0].is_first:

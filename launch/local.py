@@ -14,26 +14,27 @@ from contextlib import ExitStack, contextmanager, nullcontext
 import torch
 import torch.distributed as dist
 
-from distributed.collectives import broadcast_json
 from distributed.errors import BadInput, Unrecoverable
-from distributed.topology import (
+from distributed.world import (
     Topology,
+    broadcast_json,
     detect_topology,
     ensure_process_group,
     has_gpu_for_each_process,
 )
-from launch.configuration import LaunchConfig
-from launch.jobs import begin_job, check_job, is_finished, pack_job, run_job, unpack_job
-from launch.lease import refuse_if_held
-from launch.mirroring import copy_the_rest, fetch_newer, kept_up
-from launch.progress import ProgressDisplay, follow_metrics
-from launch.run_events import EventTail
-from launch.run_folder import run_folder_of
-from launch.run_setup import AnyRunConfig, RunPlan, hold_run
-from launch.stopping import STOPPED_EXIT_CODE, report_end, signals_request_stop
+from launch.progress import ProgressDisplay, follow_metrics, print_notes, report_end
+from launch.recipes import AnyRecipe, import_training, pack, unpack
+from training.config import LaunchConfig, RunConfig
+from training.events import EventTail
+from training.folder import run_folder_of
+from training.lease import refuse_if_held
+from training.mirroring import copy_the_rest, fetch_newer, kept_up
+from training.recipe import RunPlan
+from training.session import begin_run, hold_run
+from training.stopping import STOPPED_EXIT_CODE, signals_request_stop
 
 
-def run_locally(config: AnyRunConfig) -> int:
+def run_locally(recipe: AnyRecipe) -> int:
     """Collective: train in this process, with those that torchrun started beside it; the exit code.
 
     Raises:
@@ -41,16 +42,17 @@ def run_locally(config: AnyRunConfig) -> int:
     """
     with ExitStack() as held:
         try:
-            with process_group(config.launch) as (topology, use_gpu):
-                return _train_held(config, topology, held, use_gpu=use_gpu)
+            with process_group(recipe.config.launch) as (topology, use_gpu):
+                return _train_held(recipe, topology, held, use_gpu=use_gpu)
         except Unrecoverable as error:
             if dist.get_rank() == 0:
-                print(f"error: {error} (logs: {run_folder_of(config).logs})", file=sys.stderr)
+                logs = run_folder_of(recipe.config).logs
+                print(f"error: {error} (logs: {logs})", file=sys.stderr)
             return 1
 
 
-def _train_held(config: AnyRunConfig, topology: Topology, held: ExitStack, *, use_gpu: bool) -> int:
-    plan = _agree_on_plan(config, topology, held)
+def _train_held(recipe: AnyRecipe, topology: Topology, held: ExitStack, *, use_gpu: bool) -> int:
+    plan, config = _agree_on_plan(recipe, topology, held), recipe.config
     folder, finished_steps = run_folder_of(config), plan.finished_steps
     if not plan.is_complete:
         with (
@@ -58,9 +60,13 @@ def _train_held(config: AnyRunConfig, topology: Topology, held: ExitStack, *, us
             signals_request_stop(folder.stop_file, say=topology.is_first) as stop_requested,
             _progress(config, plan, show=topology.is_first),
         ):
-            finished_steps = run_job(config, plan, use_gpu=use_gpu, stop_requested=stop_requested)
+            import_training(recipe, use_gpu=use_gpu)
+            from training.worker import work
+
+            state = work(recipe, plan, use_gpu=use_gpu, stop_requested=stop_requested)
+            finished_steps = state.step
     # Rank 0 writes what makes a run finished; the others hear it from rank 0.
-    finished = bool(broadcast_json(is_finished(config, plan, finished_steps)))
+    finished = bool(broadcast_json(recipe.is_finished(plan, finished_steps)))
     if topology.is_first:
         return report_end(folder, finished_steps, plan.total_steps, ended_early=finished)
     return 0 if finished else STOPPED_EXIT_CODE
@@ -88,12 +94,12 @@ def process_group(launch: LaunchConfig) -> Iterator[tuple[Topology, bool]]:
         dist.destroy_process_group()
 
 
-def _agree_on_plan(config: AnyRunConfig, topology: Topology, held: ExitStack) -> RunPlan:
+def _agree_on_plan(recipe: AnyRecipe, topology: Topology, held: ExitStack) -> RunPlan:
     """Collective: rank 0 checks and holds the run; what it finds, good or bad, is for all."""
     answer: dict[str, object] = {}
     if topology.is_first:
         try:
-            answer = pack_job(config, _set_up(config, topology.world_size, held))
+            answer = pack(recipe, _set_up(recipe, topology.world_size, held))
         except BadInput as error:
             answer = {"error": str(error)}
     answer = broadcast_json(answer)
@@ -101,10 +107,12 @@ def _agree_on_plan(config: AnyRunConfig, topology: Topology, held: ExitStack) ->
         if topology.is_first:
             raise BadInput(str(answer["error"]))
         raise SystemExit(2)
-    return unpack_job(answer)[1]
+    _, plan = unpack(answer)
+    return plan
 
 
-def _set_up(config: AnyRunConfig, world_size: int, held: ExitStack) -> RunPlan:
+def _set_up(recipe: AnyRecipe, world_size: int, held: ExitStack) -> RunPlan:
+    config = recipe.config
     if config.train.global_batch_rows < world_size:
         raise BadInput(
             f"train.global_batch_rows ({config.train.global_batch_rows}) is below the number of "
@@ -113,17 +121,18 @@ def _set_up(config: AnyRunConfig, world_size: int, held: ExitStack) -> RunPlan:
     folder = run_folder_of(config)
     refuse_if_held(folder.path)
     fetch_newer(config, say=print)
-    plan = check_job(config)
+    plan: RunPlan = recipe.check()
+    print_notes(plan.notes)
     if not plan.is_complete:
         held.enter_context(hold_run(folder))
-        begin_job(config, plan)
+        begin_run(recipe, plan)
     else:
         copy_the_rest(config, say=print)
     return plan
 
 
 @contextmanager
-def _progress(config: AnyRunConfig, plan: RunPlan, *, show: bool) -> Iterator[None]:
+def _progress(config: RunConfig, plan: RunPlan, *, show: bool) -> Iterator[None]:
     """Meanwhile, a thread brings the metrics to the display."""
     if not show:
         yield

@@ -9,8 +9,9 @@ from pathlib import Path
 # A module that only ours has, to tell a package from one that was installed over it.
 _PACKAGES = {
     "distributed": "partition",
-    "sparsity": "threshold",
-    "bert": "pretraining",
+    "sparsity": "selection/threshold",
+    "training": "recipe",
+    "bert": "pretrain",
     "sparsebert": "inference/convert",
 }
 

@@ -5,9 +5,10 @@ training processes, so the loop knows nothing of either.
 """
 
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from launch.run_folder import parse_record
+from training.folder import RunFolder, parse_record
+from training.stopping import STOPPED_EXIT_CODE
 
 PLAIN_INTERVAL_SECONDS = 5.0
 
@@ -310,3 +312,29 @@ class MetricsTail:
         self._file = open(self._path, "rb")  # noqa: SIM115 (closed by close)
         self._partial, self._line = b"", 0
         return True
+
+
+def report_end(
+    folder: RunFolder, finished_steps: int, total_steps: int, *, ended_early: bool = False
+) -> int:
+    """Say how far the run is, and how it goes on if it was stopped; the exit code.
+
+    `ended_early`: it has nothing left to do, whatever its number of steps (fine-tuning).
+    """
+    is_complete = ended_early or finished_steps >= total_steps
+    with outliving_the_reader(sys.stdout):
+        print(
+            f"{folder.path} is complete: {finished_steps} steps"
+            if is_complete
+            else f"{folder.path} is stopped and saved at step {finished_steps} of {total_steps}: "
+            "the same command continues it",
+            flush=True,
+        )
+    return 0 if is_complete else STOPPED_EXIT_CODE
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Say what the check of a run found worth telling."""
+    with outliving_the_reader(sys.stdout):
+        for note in notes:
+            print(note, flush=True)

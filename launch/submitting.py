@@ -44,11 +44,12 @@ def submit(
         raise BadInput("submit needs to know where to: give either --slurm or --ray ADDRESS")
     if (print_only and not slurm) or (detach and slurm):
         raise BadInput("--print belongs to --slurm, and --detach to --ray: leave it out")
-    from launch.configuration import load_config, resolve_paths
+    from launch.config_loading import load_config
+    from training.config import resolve_paths
 
     resolved = resolve_paths(load_config(config, overrides or []))
     if ray is not None:
-        from launch.ray_job import submit_to_ray
+        from launch.cluster.job import submit_to_ray
 
         raise typer.Exit(submit_to_ray(resolved, address=ray, detach=detach))
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel
 
-from launch.yaml_values import PlainKey, PlainScalar, Typed
+from training.yaml_values import PlainKey, PlainScalar, Typed
 
 _NULLS = ("", "null", "Null", "NULL", "~")
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bert.prune_folder import prune_folder
+    from bert.folders.prune import prune_folder
     from sparsebert.inference.convert import to_sparse
     from sparsebert.inference.sparse_folder import load_sparse, save_sparse
     from sparsity.attach import attach
@@ -29,7 +29,7 @@ __all__ = [
 _MODULES = {
     "attach": "sparsity.attach",
     "SparsityConfig": "sparsity.schedule",
-    "prune_folder": "bert.prune_folder",
+    "prune_folder": "bert.folders.prune",
     "to_sparse": "sparsebert.inference.convert",
     "save_sparse": "sparsebert.inference.sparse_folder",
     "load_sparse": "sparsebert.inference.sparse_folder",

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from distributed.collectives import all_reduce_sum
 from distributed.errors import BadInput
 from distributed.hashing import hex_digest
 from distributed.partition import Fragment, Partition
+from distributed.world import all_reduce_sum
 from sparsity import schedule
-from sparsity.masks import FragmentMask, MaskRun, join_runs
-from sparsity.pattern_name import PatternName
+from sparsity.patterns.name import PatternName
 from sparsity.pruning import Counted, count_pruned, update_masks
 from sparsity.schedule import SparsityConfig
+from sparsity.selection.masks import FragmentMask, MaskRun, join_runs
 from sparsity.targets import build_scopes
 from sparsity.zero_parameters import check_pruned_whole
 

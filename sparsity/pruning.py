@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsity.masks import FragmentMask, sum_modulo_2_64
-from sparsity.pattern_name import PatternName
-from sparsity.patterns import Pattern, SingleWeights, find_cuts
-from sparsity.structured import Blocks, NofM
+from sparsity.patterns.name import PatternName
+from sparsity.patterns.single import Pattern, SingleWeights, find_cuts
+from sparsity.patterns.structured import Blocks, NofM
+from sparsity.selection.masks import FragmentMask, sum_modulo_2_64
+from sparsity.selection.threshold import MasksDoNotFit, run
 from sparsity.targets import Scope
-from sparsity.threshold import MasksDoNotFit, run
 
 AllReduce = Callable[[torch.Tensor], torch.Tensor]
 

@@ -16,7 +16,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from distributed.config import Config
-from sparsity.pattern_name import PatternName
+from sparsity.patterns.name import PatternName
 
 
 class SparsityGroup(Config):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from distributed.errors import BadInput
-from sparsity.pattern_name import PatternName
+from sparsity.patterns.name import PatternName
 from sparsity.schedule import SparsityConfig, compute_pruned_count, compute_target
 
 

@@ -9,10 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
-from distributed.collectives import all_reduce_sum
 from distributed.errors import BadInput
 from distributed.partition import Partition
-from sparsity.pattern_name import PatternName
+from distributed.world import all_reduce_sum
+from sparsity.patterns.name import PatternName
 from sparsity.schedule import SparsityConfig
 from sparsity.targets import Scope
 

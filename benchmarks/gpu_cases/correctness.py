@@ -18,7 +18,10 @@ def tests(*, device: str, smoke: bool, of: str) -> Iterator[dict[str, Any]]:
     paths = {
         # The host's passes and numpy are the oracles. These first: where the kernels do not run,
         # the other tests and all figures of pruning are about something else.
-        "kernels": ["tests/gpu/test_sparsity_gpu.py", "tests/unit/sparsity/test_device.py"],
+        "kernels": [
+            "tests/gpu/test_sparsity_gpu.py",
+            "tests/unit/sparsity/selection/test_device.py",
+        ],
         "training": [
             "tests/gpu/test_engine_gpu.py",
             "tests/gpu/test_attention_gpu.py",

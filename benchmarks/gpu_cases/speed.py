@@ -78,9 +78,9 @@ def share_of_peak(device: str, tokens_per_second: float) -> dict[str, Any]:
     import torch
 
     from benchmarks.bert_step import BASE, VOCAB, VOCAB_SIZE
-    from bert.configuration import ModelConfig
-    from bert.metrics import _peak_flops
+    from bert.config import ModelConfig
     from bert.model import flops_per_token
+    from training.metrics import _peak_flops
 
     peak = _peak_flops(torch.device(device))
     if peak is None:

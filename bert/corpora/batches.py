@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bert.configuration import DataConfig
+from bert.config import DataConfig
 from bert.corpora.masking import build_masker, masked_count
 from bert.corpora.packing import SPECIALS_PER_SEGMENT, PackedRows, pack_corpus
 from bert.corpora.randomness import Purpose

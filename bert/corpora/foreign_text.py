@@ -8,7 +8,7 @@ import re
 from typing import NamedTuple
 
 from bert.corpora.markup import DECLARATION, TAG, find_markup, name_tags
-from bert.text_files import CONVERT, Unread
+from bert.corpora.text_files import CONVERT, Unread
 
 AS_LINES = "write JSON lines, one object a line"
 PASS = "plain text that begins with < passes if a short line and a blank line stand before it"

@@ -16,7 +16,7 @@ from bert.corpora.foreign_text import find_foreign_text
 from bert.corpora.markup import WIKI_START, find_root
 from bert.corpora.pubmed import ROOTS
 from bert.corpora.tables import find_table
-from bert.text_files import Unread, find_container, open_bytes, unreadable
+from bert.corpora.text_files import Unread, find_container, open_bytes, unreadable
 from distributed.errors import BadInput
 
 Source = Literal["wikipedia", "books", "pubmed", "text"]

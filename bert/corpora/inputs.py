@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bert.corpora.formats import Format, Source, detect_format, inspect_file
-from bert.text_files import Unread
+from bert.corpora.text_files import Unread
 from distributed.errors import BadInput
 
 HUB_PREFIX = "hub:"

@@ -2,7 +2,7 @@
 
 import re
 
-from bert.text_files import CONVERT, Unread
+from bert.corpora.text_files import CONVERT, Unread
 
 # What begins like a tag. "<3", "<< quoted >>" and "< 5 mg" do not.
 TAG = re.compile(r"<[A-Za-z_!?/%|]")

@@ -24,7 +24,7 @@ from xml.parsers.expat import errors as expat
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import iterparse
 
-from bert.text_files import find_not_utf8, open_bytes, unreadable
+from bert.corpora.text_files import find_not_utf8, open_bytes, unreadable
 from distributed.errors import BadInput, first_line
 
 ROOTS = ("MedlineCitationSet", "PubmedArticleSet")

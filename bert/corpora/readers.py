@@ -32,7 +32,7 @@ from bert.corpora.inputs import Input, list_inputs
 from bert.corpora.markup import DOC, DOC_LINE, END_OF_TEXT, END_OF_TEXT_LINE
 from bert.corpora.pubmed import read_pubmed
 from bert.corpora.records import MarkupSample, record_text
-from bert.text_files import open_bytes, unreadable
+from bert.corpora.text_files import open_bytes, unreadable
 from distributed.errors import BadInput, first_line
 
 MAX_TEXT_CHARACTERS = 1_000_000

@@ -8,7 +8,7 @@ from typing import Any
 
 from bert.corpora.formats import FIELDS, Source
 from bert.corpora.markup import find_markup
-from bert.text_files import Unread
+from bert.corpora.text_files import Unread
 from distributed.errors import BadInput
 
 FIELDS_IN_ERROR = 10

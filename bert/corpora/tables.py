@@ -9,7 +9,7 @@ import csv
 import re
 from collections.abc import Sequence
 
-from bert.text_files import Unread
+from bert.corpora.text_files import Unread
 
 DELIMITERS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}
 ADVICE = "write its text as JSON lines (one object a line) or Parquet"

@@ -5,9 +5,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from bert.tasks.configuration import TaskConfig
-from bert.tasks.examples import BY_VALUE, Example, NumberLabel, Split, TextExample, TokenExample
-from bert.tasks.labels import NameTable, label_map, label_names
+from bert.tasks.config import TaskConfig
+from bert.tasks.formats.examples import (
+    BY_VALUE,
+    Example,
+    NumberLabel,
+    Split,
+    TextExample,
+    TokenExample,
+)
+from bert.tasks.formats.labels import NameTable, label_map, label_names
 from distributed.errors import BadInput
 
 _SHOWN = 12

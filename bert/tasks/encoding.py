@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bert.model import IGNORE_INDEX
-from bert.tasks.configuration import TaskConfig
-from bert.tasks.examples import Example, QuestionExample, TextExample, TokenExample
+from bert.tasks.config import TaskConfig
+from bert.tasks.formats.examples import Example, QuestionExample, TextExample, TokenExample
 from bert.vocabulary import Vocabulary
 from distributed.errors import BadInput
 

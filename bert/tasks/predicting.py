@@ -14,10 +14,10 @@ import torch
 
 from bert.tasks import metrics
 from bert.tasks.batches import TaskBatches, TaskMicroBatch
-from bert.tasks.configuration import TaskConfig
+from bert.tasks.config import TaskConfig
 from bert.tasks.encoding import EncodedSplit
-from bert.tasks.examples import QuestionExample, TextExample, TokenExample
-from distributed.collectives import all_reduce_sum
+from bert.tasks.formats.examples import QuestionExample, TextExample, TokenExample
+from distributed.world import all_reduce_sum
 from distributed.zero import Engine
 
 

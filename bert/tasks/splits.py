@@ -20,13 +20,13 @@ from bert.tasks.classes import (
     find_warnings,
     settle_numbers,
 )
-from bert.tasks.configuration import SplitConfig, TaskConfig
-from bert.tasks.examples import Example, QuestionExample, Split, TextExample
-from bert.tasks.reading_articles import read_bioasq_split, read_pubmedqa_split
-from bert.tasks.reading_questions import read_squad_split
-from bert.tasks.reading_relations import read_chemprot_split, read_ddi_split, read_marked_split
-from bert.tasks.reading_tags import read_tag_split
-from bert.tasks.reading_text import read_folder_split, read_record_split
+from bert.tasks.config import SplitConfig, TaskConfig
+from bert.tasks.formats.articles import read_bioasq_split, read_pubmedqa_split
+from bert.tasks.formats.examples import Example, QuestionExample, Split, TextExample
+from bert.tasks.formats.questions import read_squad_split
+from bert.tasks.formats.relations import read_chemprot_split, read_ddi_split, read_marked_split
+from bert.tasks.formats.tags import read_tag_split
+from bert.tasks.formats.text import read_folder_split, read_record_split
 from distributed.errors import BadInput
 
 # Raised when the same files may give other examples than before; a run records it when it begins.

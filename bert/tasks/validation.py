@@ -6,7 +6,7 @@ The best step is the earliest with the best value of the task's first metric on 
 from collections.abc import Callable, Sequence
 
 from bert.tasks.batches import TaskBatches
-from bert.tasks.configuration import TaskConfig
+from bert.tasks.config import TaskConfig
 from bert.tasks.encoding import EncodedSplit
 from bert.tasks.predicting import predict
 from distributed.zero import Engine

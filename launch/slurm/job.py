@@ -17,14 +17,15 @@ import sys
 import time
 from types import FrameType
 
-from distributed.checkpoint import find_newest
+from distributed.checkpoint.reading import find_newest
 from distributed.errors import BadInput
 from distributed.files import write_atomically
-from launch.configuration import load_config, resolve_paths
-from launch.run_folder import RunFolder, run_folder_of
+from launch.config_loading import load_config
 from launch.slurm.allocation import Cluster, SlurmJob, ray_on_all_nodes, say
 from launch.slurm.node import RayLost
-from launch.stopping import STOPPED_EXIT_CODE
+from training.config import resolve_paths
+from training.folder import RunFolder, run_folder_of
+from training.stopping import STOPPED_EXIT_CODE
 
 _POLL_SECONDS = 0.2
 _MOST_VAIN_STARTS = 3

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from launch.ray_cluster import short_temporary_folder
+from launch.cluster.nodes import short_temporary_folder
 
 _START_ATTEMPTS = 3
 _END_SECONDS = 40.0  # Ray drains a node for up to 30 before it ends

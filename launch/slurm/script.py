@@ -1,17 +1,18 @@
 """`sparsebert submit --slurm`: writes a job script that a person can read and edit, submits it."""
 
 import hashlib
+import math
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from bert.config import PretrainConfig
 from distributed.errors import BadInput
 from distributed.files import write_atomically
-from launch.configuration import PretrainConfig, dump_yaml
-from launch.run_folder import run_folder_of
-from launch.slurm.config import find_cpus_per_node
+from training.config import SlurmConfig, dump_yaml
+from training.folder import run_folder_of
 
 
 def render_script(config: PretrainConfig, *, config_file: Path) -> str:
@@ -109,3 +110,17 @@ def submit_to_slurm(config: PretrainConfig, *, print_only: bool) -> int:
         f"continue:       sbatch {home}/job.sbatch"
     )
     return 0
+
+
+def find_cpus_per_node(slurm: SlurmConfig, *, num_workers: int, cpus_per_worker: float) -> int:
+    """CPUs to ask for on each node.
+
+    Raises:
+        BadInput: there are more nodes than workers.
+    """
+    if slurm.nodes > num_workers:
+        raise BadInput(
+            f"slurm.nodes is {slurm.nodes} and launch.num_workers is {num_workers}: each node "
+            "needs a worker, so lower the first or raise the second"
+        )
+    return slurm.cpus_per_node or math.ceil(math.ceil(num_workers / slurm.nodes) * cpus_per_worker)

@@ -7,10 +7,10 @@ error of up to 2**-8.
 import pytest
 import torch
 
+from bert.architecture import named_weights
 from bert.attention import build_block_mask, packed_attention, uses_varlen
-from bert.configuration import ModelConfig
+from bert.config import ModelConfig
 from bert.model import build_model
-from bert.weights import named_weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -8,10 +8,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from distributed.collectives import AgreedFlag, all_reduce_max, all_reduce_sum, broadcast_json
-from distributed.config import ZeroConfig
+from distributed.config import OptimizerConfig, ZeroConfig
 from distributed.partition_check import check_partition
-from distributed.topology import Topology, ensure_process_group
+from distributed.world import (
+    AgreedFlag,
+    Topology,
+    all_reduce_max,
+    all_reduce_sum,
+    broadcast_json,
+    ensure_process_group,
+)
 from distributed.zero import Engine, build_engine
 from sparsity.controller import SparsityController
 from sparsity.schedule import compute_pruned_count, compute_target
@@ -43,13 +49,8 @@ def engine_on_gpu(*, stage: int, precision: Any, **offload: bool) -> Engine:
         module,
         named_parameters=named(module),
         no_decay=NO_DECAY,
+        optimizer=OptimizerConfig(precision=precision, adam_eps=1e-8, micro_batch_rows=1),
         zero=ZeroConfig(stage=stage, advanced=advanced, **offload),  # type: ignore[arg-type]
-        precision=precision,
-        betas=(0.9, 0.98),
-        eps=1e-8,
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        micro_batch_rows=1,
         accumulation_steps=1,
         device=DEVICE,
     )

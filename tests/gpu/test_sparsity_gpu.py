@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from distributed.hashing import hex_digest
-from sparsity import device, threshold
-from sparsity.masks import apply_keep
+from sparsity.selection import device, threshold
+from sparsity.selection.masks import apply_keep
 from tests.unit.sparsity.oracle import expected_digest, expected_keep
 from tests.unit.sparsity.simulation import Cluster, split_randomly
 

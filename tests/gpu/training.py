@@ -14,18 +14,18 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from benchmarks.bert_step import attach_controller, build_batch, build_bert_engine, train_step
 from distributed.hashing import hex_digest, name_hash, position_hash
-from distributed.zero import Engine, Precision
+from distributed.zero import Engine
 from sparsity.controller import SparsityController
-from sparsity.masks import FragmentMask
-from sparsity.pattern_name import PatternName
+from sparsity.patterns.name import PatternName
 from sparsity.pruning import update_masks
 from sparsity.schedule import SparsityConfig
+from sparsity.selection.masks import FragmentMask
 from sparsity.targets import Scope
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ LEARNING_RATE = 1e-3
 @dataclass(frozen=True)
 class Setup:
     stage: int
-    precision: Precision
+    precision: Literal["fp32", "bf16"]
     schedule: str
 
     @property
@@ -127,7 +127,7 @@ def train(device_type: str, setup: Setup, *, steps: int, nudge: float = 0.0) -> 
 
 
 class HostMasks:
-    """The same masks, kept and updated on the CPU by the passes of sparsity/host.py."""
+    """The same masks, kept and updated on the CPU by the passes of sparsity/selection/host.py."""
 
     def __init__(self, engine: Engine, sparsity: SparsityController) -> None:
         self._partition = engine.partition

@@ -23,7 +23,7 @@ Refused = Callable[..., str]
 @pytest.fixture(scope="module")
 def refused(workspace: Path) -> Iterator[Refused]:
     """Run a command that must be refused and leave `runs` and `data` as they are; its sentence."""
-    preload = ("bert.corpora.prepare", "launch.driver")  # which import torch
+    preload = ("bert.corpora.prepare", "launch.cluster.driver")  # which import torch
     with ForkServer(preload, env=environment(), cwd=ROOT) as server:
 
         def refused(*arguments: str | Path) -> str:

@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 from distributed.errors import BadInput
-from launch.compare import compare
-from launch.configuration import load_config, resolve_paths
-from launch.exporting import export_checkpoint
-from launch.study import StudyConfig
+from launch.config_loading import load_config
+from launch.models.export import export_checkpoint
+from launch.study.plan import StudyConfig
+from launch.study.run import compare
 from tests.multiprocess import runs, tasks
+from training.config import resolve_paths
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,7 +20,7 @@ settings.register_profile("find", phases=[Phase.explicit, Phase.generate])
 settings.load_profile("find")
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *arguments]))
 """
-COPIED = ("distributed", "sparsity", "bert", "launch", "tests", "pyproject.toml")
+COPIED = ("distributed", "sparsity", "training", "bert", "launch", "tests", "pyproject.toml")
 
 
 class Mutation(NamedTuple):
@@ -32,9 +32,9 @@ class Mutation(NamedTuple):
     test: str
 
 
-THRESHOLD = "tests/unit/sparsity/test_threshold.py"
-DEVICE = "tests/unit/sparsity/test_device.py"
-STRUCTURED = "tests/unit/sparsity/test_structured.py"
+THRESHOLD = "tests/unit/sparsity/selection/test_threshold.py"
+DEVICE = "tests/unit/sparsity/selection/test_device.py"
+STRUCTURED = "tests/unit/sparsity/patterns/test_structured.py"
 OLD_RUNS = "tests/multiprocess/test_old_runs.py"
 ATTACH = "tests/multiprocess/test_attach.py::test_three_lines_prune_any_module"
 MUTATIONS = {
@@ -75,7 +75,7 @@ MUTATIONS = {
         "tests/unit/sparsity/test_targets.py",
     ),
     "an earlier mask of another pattern passes": Mutation(
-        "sparsity/structured.py",
+        "sparsity/patterns/structured.py",
         "if unfit := self._count_emptied(table.view(-1, m)):",
         "if False:",
         f"{STRUCTURED}::test_masks_of_another_pattern_are_refused",
@@ -93,85 +93,85 @@ MUTATIONS = {
         "tests/multiprocess/test_attach.py::test_an_overflow_leaves_the_update_pending",
     ),
     "all ties go": Mutation(
-        "sparsity/threshold.py",
+        "sparsity/selection/threshold.py",
         "selected[at] = hashes <= self.tie",
         "pass",
         f"{THRESHOLD}::test_a_cut_tells_its_threshold_and_ties",
     ),
     "ties go by their place on the rank": Mutation(
-        "sparsity/population.py",
+        "sparsity/selection/population.py",
         "position_hash(self.uid, indices + self.start)",
         "position_hash(self.uid, indices)",
         f"{THRESHOLD}::test_any_number_of_ranks_gives_the_same_masks",
     ),
     "counts are floats": Mutation(
-        "sparsity/host.py",
+        "sparsity/selection/host.py",
         "counts = torch.zeros(1 << bits, dtype=torch.int64)",
         "counts = torch.zeros(1 << bits)",
         f"{THRESHOLD}::test_any_number_of_ranks_gives_the_same_masks",
     ),
     "ties are told apart by too few digits": Mutation(
-        "sparsity/threshold.py",
+        "sparsity/selection/threshold.py",
         "if search.wanted != search.size]\n        if not open_:",
         "if search.wanted != search.size][:0]\n        if not open_:",
         f"{THRESHOLD}::test_any_number_of_ranks_gives_the_same_masks",
     ),
     "a GPU prunes all ties": Mutation(
-        "sparsity/kernels.py",
+        "sparsity/selection/kernels.py",
         "((bits == cut) & (hashes <= tie))",
         "(bits == cut)",
         f"{DEVICE}::test_masks_equal_the_oracle",
     ),
     "a GPU counts what is pruned": Mutation(
-        "sparsity/kernels.py",
+        "sparsity/selection/kernels.py",
         "return (at < stop) & (tl.load(keep + at, mask=at < masked, other=-1) != 0)",
         "return at < stop",
         f"{DEVICE}::test_masks_equal_the_oracle",
     ),
     "a bracket is trusted when it missed": Mutation(
-        "sparsity/threshold.py",
+        "sparsity/selection/threshold.py",
         "        if below < counts[s] <= below + count\n",
         "        if count\n",
         f"{THRESHOLD}::test_brackets_that_hit_and_that_miss",
     ),
     "pruned weights are counted again": Mutation(
-        "sparsity/patterns.py",
+        "sparsity/patterns/single.py",
         "Population(self._masters[mask], mask.keep, mask.uid",
         "Population(self._masters[mask], None, mask.uid",
         f"{THRESHOLD}::test_updates_add_up",
     ),
     "infinity passes": Mutation(
-        "sparsity/threshold.py",
+        "sparsity/selection/threshold.py",
         "if check_finite and i == 0 and int(total[:, NON_FINITE >> shift :].sum()):",
         "if False:",
         f"{THRESHOLD}::test_non_finite_weights_are_refused_by_all",
     ),
     "a group loses one weight too many": Mutation(
-        "sparsity/structured.py",
+        "sparsity/patterns/structured.py",
         "eligible = _rank_in_group(order) < m - self.pattern.rows",
         "eligible = _rank_in_group(order) <= m - self.pattern.rows",
         f"{STRUCTURED}::test_n_of_m_in_any_partitions",
     ),
     "a straddling group is ranked by halves": Mutation(
-        "sparsity/structured.py",
+        "sparsity/patterns/structured.py",
         "order[stripe - first] = table[self._place[f.name, stripe]].to(order.device)",
         "pass",
         f"{STRUCTURED}::test_n_of_m_in_any_partitions",
     ),
     "a straddling block is scored by halves": Mutation(
-        "sparsity/structured.py",
+        "sparsity/patterns/structured.py",
         "self._stripe(mask, sums[mask], stripe).copy_(whole[:units])",
         "pass",
         f"{STRUCTURED}::test_blocks_in_any_partitions",
     ),
     "masks have another key in checkpoints": Mutation(
-        "distributed/checkpoint.py",
+        "distributed/checkpoint/reading.py",
         'MASTER, MASK = "master", "keep_mask"',
         'MASTER, MASK = "master", "mask"',
         f"{OLD_RUNS}::test_a_checkpoint_says_what_it_said[runs/single]",
     ),
     "a manifest is sealed under another name": Mutation(
-        "distributed/checkpoint_manifest.py",
+        "distributed/checkpoint/manifest.py",
         '_SEAL = "sha256"',
         '_SEAL = "seal"',
         f"{OLD_RUNS}::test_a_checkpoint_says_what_it_said[runs/single]",

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
-from bert.weights import canonical_name, is_prunable
+from bert.architecture import canonical_name, is_prunable
 from launch.__main__ import main
 from tests.integration.commands import Command
 from tests.unit.sparsity.oracle import expected_digest, expected_keep

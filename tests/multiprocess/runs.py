@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from bert.config import PretrainConfig
 from bert.corpora.prepare import prepare
-from distributed.checkpoint import MASK, Checkpoint, step_folder
-from launch.configuration import PretrainConfig
-from launch.run_folder import RunFolder, read_metrics, run_folder_of
-from launch.run_setup import begin_run, check_run
+from bert.pretrain import Pretraining, check_pretraining
+from distributed.checkpoint.reading import MASK, Checkpoint, step_folder
 from tests.multiprocess import pool
+from training.folder import RunFolder, read_metrics, run_folder_of
+from training.session import begin_run
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 STEPS = 6
@@ -118,8 +119,8 @@ def _train_here(
     """In a pool process. The last rank alone asks to stop, after `stop_after` steps from here."""
     import torch.distributed as dist
 
-    from launch.run_setup import RunPlan
-    from launch.worker import run_pretraining
+    from training.recipe import RunPlan
+    from training.worker import work
 
     asked = 0
 
@@ -128,15 +129,9 @@ def _train_here(
         asked += 1
         return asked == stop_after and dist.get_rank() == dist.get_world_size() - 1
 
-    known = RunPlan(**plan)
+    recipe = Pretraining(config)
     try:
-        state = run_pretraining(
-            config,
-            identity=known.identity,
-            init_from=known.source,
-            use_gpu=False,
-            stop_requested=stop_requested,
-        )
+        state = work(recipe, RunPlan(**plan), use_gpu=False, stop_requested=stop_requested)
     except Exception as error:  # the pool lives on: all ranks are meant to fail alike
         return {"error": f"{type(error).__name__}: {error}"}
     return state.to_dict()
@@ -146,8 +141,8 @@ def start(
     world_size: int, config: PretrainConfig, *, stop_after: int | None = None
 ) -> list[dict[str, Any]]:
     """Check and train or continue the run; what each rank ended with (its state, or its error)."""
-    plan = check_run(config)
-    begin_run(config, plan)
+    plan = check_pretraining(config)
+    begin_run(Pretraining(config), plan)
     return pool.run(world_size, _train_here, config, asdict(plan), stop_after)
 
 

@@ -5,11 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launch.finetune_configuration import FinetuneConfig, resolve_finetune_paths
-from launch.finetune_setup import begin_finetune, check_finetune
-from launch.run_folder import RunFolder, run_folder_of
-from launch.run_setup import FinetunePlan
+from bert.tasks.checks import check_finetuning
+from bert.tasks.finetune import FinetunePlan, Finetuning
+from bert.tasks.finetune_config import FinetuneConfig, resolve_finetune_paths
 from tests.multiprocess import pool
+from training.folder import RunFolder, run_folder_of
+from training.session import begin_run
 
 GOOD, BAD, OTHER = (
     ("good", "great", "new"),
@@ -77,7 +78,7 @@ def _train_here(
     """In a pool process. The last rank alone asks to stop, after `stop_after` steps from here."""
     import torch.distributed as dist
 
-    from launch.finetune_worker import run_finetuning
+    from training.worker import work
 
     asked = 0
 
@@ -86,9 +87,8 @@ def _train_here(
         asked += 1
         return asked == stop_after and dist.get_rank() == dist.get_world_size() - 1
 
-    state = run_finetuning(
-        config, FinetunePlan(**plan), use_gpu=False, stop_requested=stop_requested
-    )
+    recipe = Finetuning(config)
+    state = work(recipe, FinetunePlan(**plan), use_gpu=False, stop_requested=stop_requested)
     return state.to_dict()
 
 
@@ -97,8 +97,8 @@ def finetune(
 ) -> RunFolder:
     """Train or continue the run of the first seed; all ranks end alike."""
     run = config.for_seed(config.seeds[0])
-    plan = check_finetune(run)
-    begin_finetune(run, plan)
+    plan = check_finetuning(run)
+    begin_run(Finetuning(run), plan)
     states = pool.run(world_size, _train_here, run, asdict(plan), stop_after)
     assert all(state == states[0] for state in states), states
     return run_folder_of(run)

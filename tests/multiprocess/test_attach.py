@@ -17,7 +17,7 @@ from distributed.partition_check import check_partition
 from distributed.zero import import_deepspeed
 from sparsity.attach import attach, find_linear_weights
 from sparsity.controller import SparsityController
-from sparsity.pattern_name import PatternName
+from sparsity.patterns.name import PatternName
 from sparsity.schedule import SparsityConfig, SparsityGroup
 from tests.multiprocess import pool
 from tests.unit.sparsity.oracle import (

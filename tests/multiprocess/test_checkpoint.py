@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from distributed.checkpoint import MASK, MASTER, Checkpoint, find_newest, list_steps
-from distributed.checkpoint_manifest import MANIFEST, BadCheckpoint, seal
-from distributed.checkpoint_retention import remove_old
-from distributed.checkpoint_writer import save_checkpoint
+from distributed.checkpoint.manifest import MANIFEST, BadCheckpoint, seal
+from distributed.checkpoint.reading import MASK, MASTER, Checkpoint, find_newest, list_steps
+from distributed.checkpoint.retention import remove_old
+from distributed.checkpoint.writing import save_checkpoint
 from distributed.config import CheckpointConfig
 from distributed.partition_check import check_partition
 from sparsity.controller import SparsityController
@@ -193,7 +193,7 @@ def half_written(folder: Path) -> bool:
     sparsity = attach(engine)
     train(engine, sparsity, 0, 1)
     if engine.partition.rank == 0:
-        from distributed import checkpoint_writer as writer
+        from distributed.checkpoint import writing as writer
 
         writer._COMMIT_SECONDS, before = 0.5, writer._COMMIT_SECONDS
         try:

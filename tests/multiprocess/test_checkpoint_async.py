@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from distributed import checkpoint_async
-from distributed.checkpoint import MASTER, Checkpoint, list_steps
-from distributed.checkpoint_async import CheckpointWriter
-from distributed.collectives import broadcast_json
-from distributed.fencing import claim
+from distributed.checkpoint import background
+from distributed.checkpoint.background import CheckpointWriter
+from distributed.checkpoint.fencing import claim
+from distributed.checkpoint.reading import MASTER, Checkpoint, list_steps
+from distributed.world import broadcast_json
 from tests.multiprocess import pool
 from tests.multiprocess.test_checkpoint import Snapshot, attach, snapshot, train
 from tests.multiprocess.toy import toy_engine
@@ -40,8 +40,8 @@ class Training:
         self.gate = threading.Event()
         self.gate.set()
         self.faults = list(faults)
-        self.original = checkpoint_async.write_snapshot
-        checkpoint_async.write_snapshot = self._write  # type: ignore[assignment]
+        self.original = background.write_snapshot
+        background.write_snapshot = self._write  # type: ignore[assignment]
 
     def _write(self, folder: Path, part: Any, **options: Any) -> None:
         self.gate.wait(60)
@@ -55,7 +55,7 @@ class Training:
 
     def __exit__(self, *_: Any) -> None:
         self.writer.close()
-        checkpoint_async.write_snapshot = self.original
+        background.write_snapshot = self.original
 
     def run(self, steps: int) -> None:
         train(self.engine, self.sparsity, self.step, self.step + steps)

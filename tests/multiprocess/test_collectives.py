@@ -8,10 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bert.metrics import Metrics, MetricsFiles
-from distributed.collectives import AgreedFlag, all_reduce_max, all_reduce_sum, broadcast_json
-from distributed.topology import Topology
+from distributed.world import AgreedFlag, Topology, all_reduce_max, all_reduce_sum, broadcast_json
 from tests.multiprocess import pool
+from training.metrics import Metrics, MetricsFiles
 
 pytestmark = pytest.mark.parametrize("world_size", [1, 2, 3])
 

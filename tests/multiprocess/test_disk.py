@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from distributed.checkpoint import Checkpoint, find_newest, list_steps
+from bert.pretrain import Pretraining, check_pretraining
+from distributed.checkpoint.reading import Checkpoint, find_newest, list_steps
 from distributed.errors import BadInput
-from launch.run_folder import RunFolder, run_folder_of
-from launch.run_setup import begin_run, check_run, hold_run
 from tests.multiprocess import pool
 from tests.multiprocess.runs import (
     Text,
@@ -30,6 +29,8 @@ from tests.multiprocess.runs import (
     train,
 )
 from tests.multiprocess.runs import _train_here as train_here
+from training.folder import RunFolder, run_folder_of
+from training.session import begin_run, hold_run
 
 TMPFS_BYTES = 32 << 20
 LEFT_BYTES = 128 << 10  # what a full disk still has: room for a log line, not for a checkpoint
@@ -69,9 +70,9 @@ def train_and(
 ) -> dict[str, Any]:
     """In a pool process: before that batch, rank 0 makes the disk unusable, or a write fail."""
     from bert.corpora.batches import RowBatches
-    from distributed import checkpoint_writer
+    from distributed.checkpoint import writing
 
-    micro_batches, write_all = RowBatches.micro_batches, checkpoint_writer.write_all
+    micro_batches, write_all = RowBatches.micro_batches, writing.write_all
 
     def act(self: Any, batch: int) -> Any:
         if batch == at_batch and dist.get_rank() == 0 and not self.evaluation:
@@ -89,12 +90,12 @@ def train_and(
         write_all(descriptor, data)
 
     RowBatches.micro_batches = act  # type: ignore[method-assign]
-    checkpoint_writer.write_all = write_half
+    writing.write_all = write_half
     try:
         return train_here(config, plan, None)
     finally:
         RowBatches.micro_batches = micro_batches  # type: ignore[method-assign]
-        checkpoint_writer.write_all = write_all
+        writing.write_all = write_all
 
 
 @pytest.mark.parametrize(
@@ -114,8 +115,8 @@ def test_training_ends_with_the_reason_and_goes_on_later(
     folder = train(2, config, stop_after=1)
     assert list_steps(folder.checkpoints) == [2]
 
-    plan = check_run(config)
-    begin_run(config, plan)
+    plan = check_pretraining(config)
+    begin_run(Pretraining(config), plan)
     errors = [e["error"] for e in pool.run(2, train_and, config, asdict(plan), how, disk, 3)]
     told = [error for error in errors if error.startswith("CheckpointNotWritten: ")]
     assert told and all(words in error for error in told), errors
@@ -141,8 +142,8 @@ def test_a_launcher_says_what_it_cannot_write(disk: Path) -> None:
 def test_one_failed_write_costs_one_checkpoint(text: Text, tmp_path: Path, disk: Path) -> None:
     """Full at step 4, with room again at step 6: the run does not even stop."""
     config = run_config(text, disk, "run", checkpoint={"interval_steps": 2})
-    plan = check_run(config)
-    begin_run(config, plan)
+    plan = check_pretraining(config)
+    begin_run(Pretraining(config), plan)
     states = pool.run(2, full_for_one_checkpoint, config, asdict(plan), disk)
     assert "error" not in states[0], states
     folder = run_folder_of(config)
@@ -157,7 +158,7 @@ def test_one_failed_write_costs_one_checkpoint(text: Text, tmp_path: Path, disk:
 
 def full_for_one_checkpoint(config: Any, plan: dict[str, Any], disk: Path) -> dict[str, Any]:
     from bert.corpora.batches import RowBatches
-    from distributed.checkpoint_async import CheckpointWriter
+    from distributed.checkpoint.background import CheckpointWriter
 
     micro_batches, writers = RowBatches.micro_batches, []
     settle = CheckpointWriter.settle

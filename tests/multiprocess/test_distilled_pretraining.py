@@ -5,13 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bert.configuration import TrainConfig
-from bert.pretraining import compute_learning_rate
-from distributed.checkpoint import MASTER
+from bert.pretrain import check_pretraining
+from distributed.checkpoint.reading import MASTER
 from distributed.errors import BadInput
-from launch.exporting import export_checkpoint
-from launch.run_folder import RunFolder
-from launch.run_setup import check_run
+from launch.models.export import export_checkpoint
 from tests.multiprocess.runs import (
     STEPS,
     Text,
@@ -22,6 +19,9 @@ from tests.multiprocess.runs import (
     run_config,
     train,
 )
+from training.config import TrainConfig
+from training.folder import RunFolder
+from training.loop import compute_learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -91,4 +91,4 @@ def test_rewinds_reach_the_optimizer(text: Text, tmp_path: Path) -> None:
 def test_a_teacher_that_is_not_there(text: Text, tmp_path: Path) -> None:
     config = run_config(text, tmp_path, "x", distillation={"teacher": tmp_path / "nobody"})
     with pytest.raises(BadInput, match="nobody does not exist"):
-        check_run(config)
+        check_pretraining(config)

@@ -10,13 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bert.keep_mask import load_keep_masks
-from distributed.checkpoint import MASK, MASTER, Checkpoint, list_steps, step_folder
+from bert.folders.keep_mask import load_keep_masks
+from bert.tasks.checks import check_finetuning
+from bert.tasks.results import read_results
+from distributed.checkpoint.reading import MASK, MASTER, Checkpoint, list_steps, step_folder
 from distributed.errors import BadInput
-from launch.exporting import export_checkpoint
-from launch.finetune_results import read_results
-from launch.finetune_setup import check_finetune
-from launch.run_folder import RunFolder
+from launch.models.export import export_checkpoint
 from tests.multiprocess import tasks
 from tests.multiprocess.runs import (
     Text,
@@ -29,6 +28,7 @@ from tests.multiprocess.runs import (
     train,
 )
 from tests.multiprocess.tasks import finetune, task_run
+from training.folder import RunFolder
 
 STEPS = 15  # 30 rows, 6 a step, 3 epochs
 
@@ -194,7 +194,7 @@ def test_the_test_split_is_scored_when_asked_and_once(folder: Path, source: RunF
 
 
 def check_is_open(config: Any) -> bool:
-    return not check_finetune(config.for_seed(5)).is_complete
+    return not check_finetuning(config.for_seed(5)).is_complete
 
 
 def test_words_in_windows_from_a_dense_folder(

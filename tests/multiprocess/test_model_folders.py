@@ -16,18 +16,18 @@ from transformers import (
     BertTokenizer,
 )
 
-import distributed.checkpoint
+import distributed.checkpoint.reading
 import distributed.files
 from bert.corpora.prepare import prepare
-from bert.prune_folder import prune_folder
+from bert.folders.prune import prune_folder
+from bert.pretrain import Pretraining, check_pretraining
+from bert.tasks.checks import check_finetuning
+from bert.tasks.inputs import read_inputs
+from bert.tasks.results import read_results
 from bert.vocabulary import load_vocabulary
-from distributed.checkpoint import MASK, MASTER
+from distributed.checkpoint.reading import MASK, MASTER
 from distributed.errors import BadInput
-from launch.exporting import export_checkpoint
-from launch.finetune_inputs import read_inputs
-from launch.finetune_results import read_results
-from launch.finetune_setup import check_finetune
-from launch.run_setup import begin_run, check_run
+from launch.models.export import export_checkpoint
 from sparsity.schedule import SparsityConfig
 from tests.multiprocess import pool, tasks
 from tests.multiprocess.runs import (
@@ -40,7 +40,8 @@ from tests.multiprocess.runs import (
     train,
 )
 from tests.multiprocess.tasks import finetune, task_run
-from tests.unit.bert.folders import change_config, change_weights, write_folder
+from tests.unit.bert.folders.writing import change_config, change_weights, write_folder
+from training.session import begin_run
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64,
          "max_position_embeddings": 64}  # fmt: skip
@@ -102,7 +103,7 @@ def test_accents_stay_where_the_tokenizer_keeps_them(
     # Its words lie with the run as a vocab.txt: it goes on without its source.
     assert run.vocab_file.read_text("utf-8") == "".join(f"{word}\n" for word in words)
     shutil.move(model, folder / "gone")
-    assert check_finetune(config.for_seed(5)).is_complete
+    assert check_finetuning(config.for_seed(5)).is_complete
     export_checkpoint(run.path, folder / "exported")
     assert ids_of_transformers(folder / "exported", texts) == want
     classifier = AutoModelForSequenceClassification.from_pretrained(folder / "exported")
@@ -146,7 +147,7 @@ def test_pretraining_from_padded_rows(tmp_path: Path, text: Text) -> None:
     changes: dict[str, Any] = {"sparsity": None, **TWO_STEPS}
     source = {"init_from": model}
     with pytest.raises(BadInput, match=rf"has {rows} rows .* set model.vocab_rows={rows}"):
-        check_run(run_config(text, tmp_path, "run", model=source, **changes))
+        check_pretraining(run_config(text, tmp_path, "run", model=source, **changes))
     padded = {**source, "vocab_rows": rows}
     run = train(2, run_config(text, tmp_path, "run", model=padded, **changes))
     saved = contents(last_checkpoint(run, 2))[MASTER]
@@ -156,7 +157,7 @@ def test_pretraining_from_padded_rows(tmp_path: Path, text: Text) -> None:
     loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "exported")
     assert loaded(torch.tensor([[1, 2]])).logits.shape == (1, 2, rows)
     with pytest.raises(BadInput, match=r"model.vocab_rows \(3\) is below the \d+ words"):
-        check_run(run_config(text, tmp_path, "few", model={"vocab_rows": 3}, **changes))
+        check_pretraining(run_config(text, tmp_path, "few", model={"vocab_rows": 3}, **changes))
 
 
 def test_pretraining_on_text_that_was_read_otherwise_is_refused(tmp_path: Path, text: Text) -> None:
@@ -165,10 +166,10 @@ def test_pretraining_on_text_that_was_read_otherwise_is_refused(tmp_path: Path, 
     (model / "tokenizer_config.json").write_text('{"do_lower_case": true, "strip_accents": false}')
     changes: dict[str, Any] = {"sparsity": None, **TWO_STEPS}
     with pytest.raises(BadInput, match=r"reads text with strip_accents false, and .* with null"):
-        check_run(run_config(text, tmp_path, "run", model={"init_from": model}, **changes))
+        check_pretraining(run_config(text, tmp_path, "run", model={"init_from": model}, **changes))
     own = {"init_from": model, "vocab": model}
     with pytest.raises(BadInput, match=r"made with another vocabulary .*strip_accents false"):
-        check_run(run_config(text, tmp_path, "run", model=own, **changes))
+        check_pretraining(run_config(text, tmp_path, "run", model=own, **changes))
     articles = text.training.parent / "articles.jsonl"
     report = prepare("wikipedia", [articles], tmp_path / "own", model, validation_fraction=0.25)
     read = {
@@ -241,16 +242,16 @@ def test_the_driver_hashes_each_file_once(
             hashed.append(file)
         return real(file)
 
-    monkeypatch.setattr(distributed.checkpoint, "sha256_of", count)
-    check_finetune(task_run(folder, source.path).for_seed(5))
+    monkeypatch.setattr(distributed.checkpoint.reading, "sha256_of", count)
+    check_finetuning(task_run(folder, source.path).for_seed(5))
     assert sorted(hashed) == files
     hashed.clear()
     changes = {"model": {"init_from": source.path}, "sparsity": None, **TWO_STEPS}
-    check_run(run_config(text, folder, "on", **changes))
+    check_pretraining(run_config(text, folder, "on", **changes))
     assert sorted(hashed) == files
     hashed.clear()
     teacher = {"teacher": checkpoint}
-    check_run(run_config(text, folder, "taught", sparsity=None, distillation=teacher))
+    check_pretraining(run_config(text, folder, "taught", sparsity=None, distillation=teacher))
     assert sorted(hashed) == files
 
 
@@ -259,8 +260,8 @@ def test_the_ranks_hash_nothing(text: Text, tmp_path: Path) -> None:
     source = train(1, run_config(text, tmp_path, "source", sparsity=None, **TWO_STEPS))
     changes: dict[str, Any] = {"model": {"init_from": source.path}, "sparsity": None, **TWO_STEPS}
     config = run_config(text, tmp_path, "on", **changes)
-    plan = check_run(config)
-    begin_run(config, plan)
+    plan = check_pretraining(config)
+    begin_run(Pretraining(config), plan)
     (file,) = last_checkpoint(source, 2).path.glob("rank-*.safetensors")
     data = bytearray(file.read_bytes())
     header = int.from_bytes(data[:8], "little")
@@ -271,13 +272,13 @@ def test_the_ranks_hash_nothing(text: Text, tmp_path: Path) -> None:
     states = pool.run(2, _train_here, config, asdict(plan), None)
     assert all(state["step"] == 2 for state in states), states
     with pytest.raises(BadInput, match="is damaged"):
-        check_run(run_config(text, tmp_path, "later", **changes))
+        check_pretraining(run_config(text, tmp_path, "later", **changes))
 
 
 def test_a_quantised_folder_starts_no_run(folder: Path, text: Text, words: list[str]) -> None:
     model = write_folder(folder / "int8", words=words, **SIZES)
     change_config(model, quantization_config={"quant_method": "bitsandbytes"})
     with pytest.raises(BadInput, match="has quantization_config"):
-        check_finetune(task_run(folder, model).for_seed(5))
+        check_finetuning(task_run(folder, model).for_seed(5))
     with pytest.raises(BadInput, match="has quantization_config"):
-        check_run(run_config(text, folder, "run", model={"init_from": model}))
+        check_pretraining(run_config(text, folder, "run", model={"init_from": model}))

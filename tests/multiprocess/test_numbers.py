@@ -9,11 +9,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bert.mask_integrity import check_masks
-from distributed.checkpoint import list_steps
+from bert.pretrain import Pretraining, check_pretraining
+from distributed.checkpoint.reading import list_steps
 from distributed.files import write_json
-from launch.run_folder import run_folder_of
-from launch.run_setup import begin_run, check_run
+from sparsity.integrity import check_masks
 from tests.multiprocess import pool
 from tests.multiprocess.runs import (
     STEPS,
@@ -30,6 +29,8 @@ from tests.multiprocess.runs import _train_here as train_here
 from tests.multiprocess.test_checkpoint import attach
 from tests.multiprocess.test_checkpoint import train as train_toy
 from tests.multiprocess.toy import toy_engine
+from training.folder import run_folder_of
+from training.session import begin_run
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +62,8 @@ def train_on_bad_batches(config: Any, plan: dict[str, Any], bad: tuple[int, ...]
 
 
 def start(config: Any, *bad: int) -> list[dict[str, Any]]:
-    plan = check_run(config)
-    begin_run(config, plan)
+    plan = check_pretraining(config)
+    begin_run(Pretraining(config), plan)
     return pool.run(2, train_on_bad_batches, config, asdict(plan), bad)
 
 

@@ -319,14 +319,15 @@ def test_an_event_of_today_has_the_fields_of_old_ones(repository: Path) -> None:
 def train_as_packed(folder: Path, packed: dict[str, Any]) -> Answer:
     """In a pool process: what a worker of Ray does with what it is given."""
 
-    def work() -> None:
-        from launch.jobs import run_job, unpack_job
+    def train() -> None:
+        from launch.recipes import unpack
+        from training.worker import work
 
-        config, plan = unpack_job(packed)
-        steps = run_job(config, plan, use_gpu=packed["use_gpu"], stop_requested=lambda: False)
-        assert steps == plan.total_steps
+        recipe, plan = unpack(packed)
+        state = work(recipe, plan, use_gpu=packed["use_gpu"])
+        assert state.step == plan.total_steps
 
-    return Answer(*call_here(work, folder))
+    return Answer(*call_here(train, folder))
 
 
 @pytest.mark.parametrize("name", ["single", "task"])

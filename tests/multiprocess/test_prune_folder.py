@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from bert.keep_mask import KEEP_MASK_FILE, load_keep_masks
-from bert.prune_folder import prune_folder
-from bert.pruned_output import PruneReport
-from bert.weights import canonical_name, is_prunable
+from bert.architecture import canonical_name, is_prunable
+from bert.folders.keep_mask import KEEP_MASK_FILE, load_keep_masks
+from bert.folders.prune import prune_folder
+from bert.folders.pruned_output import PruneReport
 from distributed.errors import BadInput
 from sparsity.schedule import SparsityConfig
 from tests.multiprocess import pool
-from tests.unit.bert.folders import Tensors, change_config, change_weights
+from tests.unit.bert.folders.writing import Tensors, change_config, change_weights
 from tests.unit.sparsity.oracle import expected_digest, expected_keep
 
 

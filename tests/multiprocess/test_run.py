@@ -12,12 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bert.architecture import is_prunable, named_weights
 from bert.model import build_model
 from bert.vocabulary import load_vocabulary
-from bert.weights import is_prunable, named_weights
-from distributed.checkpoint import MASK, MASTER, list_steps, step_folder
-from launch.exporting import export_checkpoint
-from launch.run_folder import RunFolder, read_metrics, run_folder_of
+from distributed.checkpoint.reading import MASK, MASTER, list_steps, step_folder
+from launch.models.export import export_checkpoint
 from tests.multiprocess.runs import (
     FROZEN,
     STEPS,
@@ -34,6 +33,7 @@ from tests.multiprocess.runs import (
     worker_log,
 )
 from tests.unit.sparsity.oracle import expected_digest, expected_keep
+from training.folder import RunFolder, read_metrics, run_folder_of
 
 # Gradients of 2 and 3 ranks are averaged in another order than one rank adds them: measured 1e-7.
 FIRST_STEP_BOUND = 1e-6

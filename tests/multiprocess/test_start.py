@@ -16,13 +16,13 @@ PREFIXES = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "OMPI_", "PMI_", "SLURM_"
 START = """
 import sys, torch, torch.distributed as dist
 from datetime import timedelta
-from distributed import topology
+from distributed import world
 from distributed.errors import BadInput
-topology._PATIENCE_SECONDS, topology._REPEAT_SECONDS = 0.5, 0.5
-topology._TIMEOUT = timedelta(seconds=float(sys.argv[1]))
+world._PATIENCE_SECONDS, world._REPEAT_SECONDS = 0.5, 0.5
+world._TIMEOUT = timedelta(seconds=float(sys.argv[1]))
 try:
-    mine = topology.detect_topology(use_gpu=False)
-    topology.ensure_process_group(mine)
+    mine = world.detect_topology(use_gpu=False)
+    world.ensure_process_group(mine)
 except BadInput as error:
     sys.exit(f"error: {error}")
 total = torch.ones(1)

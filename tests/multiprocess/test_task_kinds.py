@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launch.finetune_results import read_results
-from launch.run_folder import RunFolder
+from bert.tasks.results import read_results
 from tests.multiprocess.runs import Text, prepare_text, run_config, train
 from tests.multiprocess.tasks import BAD, GOOD, OTHER, finetune, task_run
+from training.folder import RunFolder
 
 Draw = random.Random
 

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from distributed.config import ZeroConfig
+from distributed.config import OptimizerConfig, ZeroConfig
 from distributed.partition import Fragment
 from distributed.zero import Engine, build_engine
 
@@ -74,13 +74,14 @@ def toy_engine(
         module,
         named_parameters=named(module),
         no_decay=NO_DECAY,
+        optimizer=OptimizerConfig(
+            precision=precision,  # type: ignore[arg-type]
+            adam_eps=1e-8,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            micro_batch_rows=1,
+        ),
         zero=ZeroConfig(stage=stage, advanced=advanced, **zero),
-        precision=precision,  # type: ignore[arg-type]
-        betas=(0.9, 0.98),
-        eps=1e-8,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        micro_batch_rows=1,
         accumulation_steps=accumulation,
         device=torch.device("cpu"),
     )

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from launch.configuration import PretrainConfig
-from launch.finetune_configuration import FinetuneConfig
-from launch.study import StudyConfig
+from bert.config import PretrainConfig
+from bert.tasks.finetune_config import FinetuneConfig
+from launch.study.plan import StudyConfig
 from tests.fixtures import old_run
 from tests.fixtures.fields import Field, list_fields
 
@@ -30,7 +30,7 @@ ROOTS: dict[str, type[BaseModel]] = {
     "finetune": FinetuneConfig,
     "compare": StudyConfig,
 }
-# What a run's identity does not compare (launch/run_folder.py, launch/finetune_setup.py): how and
+# What a run's identity does not compare (training/folder.py, bert/tasks/checks.py): how and
 # where it is computed, and paths, whose content is compared instead. A study has no identity.
 _HOW = [
     *("name", "zero.*", "checkpoint.*", "launch.*", "train.micro_batch_rows"),

@@ -12,7 +12,7 @@ import pytest
 from launch.packages import find_foreign_package
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("distributed", "sparsity", "bert", "launch", "sparsebert")
+PACKAGES = ("distributed", "sparsity", "training", "bert", "launch", "sparsebert")
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -17,16 +17,16 @@ from pathlib import Path
 POINTS = {
     "forward": ("distributed.zero", "Engine.forward", "before"),
     "step": ("distributed.zero", "Engine.step", "before"),
-    "all-reduce": ("distributed.collectives", "all_reduce_sum", "before"),
+    "all-reduce": ("distributed.world", "all_reduce_sum", "before"),
     "threshold": ("sparsity.pruning", "update_masks", "before"),
-    "mid-write": ("distributed.checkpoint_writer", "write_all", "halfway"),
-    "before-manifest": ("distributed.checkpoint_manifest", "write_manifest", "before"),
-    "before-rename": ("distributed.fencing", "commit", "before"),
-    "after-rename": ("distributed.fencing", "commit", "after"),
+    "mid-write": ("distributed.checkpoint.writing", "write_all", "halfway"),
+    "before-manifest": ("distributed.checkpoint.manifest", "write_manifest", "before"),
+    "before-rename": ("distributed.checkpoint.fencing", "commit", "before"),
+    "after-rename": ("distributed.checkpoint.fencing", "commit", "after"),
     "removing-old": ("distributed.files", "remove_folder", "before"),
-    "reporting": ("launch.ray_worker", "_numbers", "before"),
+    "reporting": ("launch.cluster.worker", "_numbers", "before"),
     # Raises instead, as a connection does that cannot be made.
-    "group-start": ("distributed.topology", "ensure_process_group", "raise"),
+    "group-start": ("distributed.world", "ensure_process_group", "raise"),
 }
 
 

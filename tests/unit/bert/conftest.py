@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bert.configuration import ModelConfig
+from bert.config import ModelConfig
 from bert.model import PretrainingModel, build_model
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "##a", "##b"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bert.configuration import DistillationConfig
+from bert.config import DistillationConfig
 from bert.distillation import mix, soft_binary_cross_entropy, soft_cross_entropy
 
 

@@ -6,9 +6,9 @@ import torch
 from pydantic import ValidationError
 from torch.nn.functional import layer_norm
 
-from bert.configuration import ModelConfig
+from bert.architecture import named_weights
+from bert.config import ModelConfig
 from bert.model import PretrainingModel, build_model
-from bert.weights import named_weights
 
 VOCAB_SIZE, TOKENS, LAYERS = 2000, 128, 2
 # hidden size, heads, standard deviation: the demo's and BERT-base's

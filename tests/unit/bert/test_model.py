@@ -12,9 +12,9 @@ from transformers import (
     BertModel,
 )
 
-from bert.configuration import ModelConfig
+from bert.architecture import canonical_name, is_prunable, named_weights, uses_weight_decay
+from bert.config import ModelConfig
 from bert.model import PretrainingModel, build_bert_config, build_model, flops_per_token
-from bert.weights import canonical_name, is_prunable, named_weights, uses_weight_decay
 
 # fp32, relative to the largest element: the head runs on [M, D] instead of [R * T, D], so BLAS sums
 # in another order. Seen: 7e-7.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distributed.checkpoint_writer import save_checkpoint
+from distributed.checkpoint.writing import save_checkpoint
 from distributed.partition import Fragment
 
 NUMELS = {"encoder.weight": 101, "encoder.bias": 7, "odd|name": 3}

@@ -12,7 +12,7 @@ from distributed.launcher import (
     read_ranks,
     read_restart_count,
 )
-from distributed.topology import detect_topology, has_gpu_for_each_process
+from distributed.world import detect_topology, has_gpu_for_each_process
 
 PREFIXES = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "OMPI_", "PMI_", "SLURM_", "TORCHELASTIC_")
 TORCHRUN = {

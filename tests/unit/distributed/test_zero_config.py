@@ -3,14 +3,19 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from distributed.config import ZeroConfig
+from distributed.config import OptimizerConfig, ZeroConfig
 from distributed.zero import _deepspeed_config
 
 STAGES = (0, 1, 2, 3)
 
 
 def config_of(precision: str = "fp32", **fields: Any) -> dict[str, Any]:
-    return _deepspeed_config(ZeroConfig(**fields), precision, 1.5, 4, 3)  # type: ignore[arg-type]
+    optimizer = OptimizerConfig(
+        precision=precision,  # type: ignore[arg-type]
+        max_grad_norm=1.5,
+        micro_batch_rows=4,
+    )
+    return _deepspeed_config(ZeroConfig(**fields), optimizer, 3)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from distributed.checkpoint_manifest import seal
+from distributed.checkpoint.manifest import seal
 from launch import __main__ as cli
-from launch.run_folder import RunFolder
+from training.folder import RunFolder
 
 ROOT = Path(__file__).parents[3]
 MakeRun = Callable[..., RunFolder]
@@ -54,14 +54,14 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     calls: list[tuple[Any, bool]] = []
     fake = SimpleNamespace(calls=calls, result=0)
 
-    def pretrain(config: Any, *, local: bool) -> int:
-        calls.append((config, local))
+    def run(recipe: Any, *, local: bool) -> int:
+        calls.append((recipe.config, local))
         if isinstance(fake.result, BaseException):
             raise fake.result
         return int(fake.result)
 
-    fake.pretrain = pretrain
-    monkeypatch.setitem(sys.modules, "launch.driver", fake)
+    fake.run = run
+    monkeypatch.setitem(sys.modules, "launch.run", fake)
     return fake
 
 

@@ -15,7 +15,7 @@ from launch.progress import (
     format_seconds,
     validation_losses,
 )
-from launch.run_folder import truncate_metrics
+from training.folder import truncate_metrics
 
 
 class Clock:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from bert.board import Board
 from distributed.errors import BadInput
 from launch.tensorboard import choose_port, find_logs
+from training.sinks import Board
 
 ROOT = Path(__file__).parents[3]
 

@@ -9,12 +9,12 @@ import pytest
 import yaml
 from pydantic import BeforeValidator
 
+from bert.tasks.finetune_config import FinetuneConfig
 from distributed.config import Config
 from distributed.errors import BadInput
-from launch.configuration import dump_yaml, load_config
-from launch.finetune_configuration import FinetuneConfig
-from launch.slurm.config import SlurmConfig
-from launch.study import StudyConfig
+from launch.config_loading import load_config
+from launch.study.plan import StudyConfig
+from training.config import SlurmConfig, dump_yaml
 
 Write = Callable[..., Path]
 CONFIGS = Path(__file__).parents[3] / "configs"

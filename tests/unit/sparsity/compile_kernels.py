@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sparsity import device, kernels
+from sparsity.selection import device, kernels
 
 KERNELS = ("count_live", "collect", "histogram", "prune")
 POINTERS = {

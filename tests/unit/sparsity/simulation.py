@@ -8,12 +8,12 @@ import numpy.typing as npt
 import torch
 
 from distributed.partition import Fragment
-from sparsity.masks import FragmentMask, sum_modulo_2_64
-from sparsity.pattern_name import PatternName
-from sparsity.patterns import Pattern, find_cuts
+from sparsity.patterns.name import PatternName
+from sparsity.patterns.single import Pattern, find_cuts
 from sparsity.pruning import build_pattern
+from sparsity.selection.masks import FragmentMask, sum_modulo_2_64
+from sparsity.selection.threshold import Cut, MasksDoNotFit, NonFiniteWeights
 from sparsity.targets import Scope
-from sparsity.threshold import Cut, MasksDoNotFit, NonFiniteWeights
 
 LARGEST, SMALLEST, DENORMAL = 3.4028235e38, 1.1754944e-38, 1e-45
 # Few values, so that most weights tie; and the ends of what fp32 can hold.

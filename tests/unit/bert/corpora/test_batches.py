@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from bert.configuration import DataConfig
+from bert.config import DataConfig
 from bert.corpora.batches import (
     MicroBatch,
     RowBatches,

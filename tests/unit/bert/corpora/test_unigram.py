@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bert.configuration import DataConfig
+from bert.config import DataConfig
 from bert.corpora.batches import build_validation_batches
 from bert.corpora.unigram import ALPHAS, load_unigram_counts, unigram_loss
 from bert.vocabulary import Vocabulary, load_vocabulary

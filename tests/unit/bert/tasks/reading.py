@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bert.tasks.configuration import TaskConfig
-from bert.tasks.examples import TextExample, TokenExample
+from bert.tasks.config import TaskConfig
+from bert.tasks.formats.examples import TextExample, TokenExample
 from bert.tasks.splits import TaskData, load_task
 
 Write = Callable[[str, str], Path]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bert.tasks.classes import describe_classes
-from bert.tasks.configuration import TaskConfig
+from bert.tasks.config import TaskConfig
 from distributed.errors import BadInput
 from tests.unit.bert.tasks.reading import SEVERAL, TOKENS, Write, load
 

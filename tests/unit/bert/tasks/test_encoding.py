@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bert.tasks.configuration import TaskConfig
+from bert.tasks.config import TaskConfig
 from bert.tasks.encoding import CUT, UNREADABLE, WINDOWED, EncodedSplit, encode_split
-from bert.tasks.examples import Example, QuestionExample, TextExample, TokenExample
+from bert.tasks.formats.examples import Example, QuestionExample, TextExample, TokenExample
 from bert.vocabulary import Vocabulary
 
 

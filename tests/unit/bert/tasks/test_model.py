@@ -13,13 +13,13 @@ from transformers import (
     BertForTokenClassification,
 )
 
-from bert.configuration import ModelConfig
+from bert.architecture import is_prunable, named_weights
+from bert.config import ModelConfig
 from bert.tasks.batches import TaskBatches, TaskMicroBatch
 from bert.tasks.encoding import Row
 from bert.tasks.model import TaskModel, build_task_model
 from bert.tasks.predicting import best_span
 from bert.vocabulary import Vocabulary
-from bert.weights import is_prunable, named_weights
 
 THEIRS = {
     "classification": BertForSequenceClassification,

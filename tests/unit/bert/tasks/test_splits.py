@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from bert.tasks.configuration import TaskConfig
-from bert.tasks.examples import TextExample
+from bert.tasks.config import TaskConfig
+from bert.tasks.formats.examples import TextExample
 from distributed.errors import BadInput
 from tests.unit.bert.tasks.reading import RELATION, SEVERAL, TOKENS, Write, load, texts
 

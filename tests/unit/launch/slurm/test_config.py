@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
+from bert.config import PretrainConfig
 from distributed.errors import BadInput
-from launch.configuration import PretrainConfig, load_config
-from launch.slurm.config import SlurmConfig, find_cpus_per_node
-from launch.slurm.script import render_script
+from launch.config_loading import load_config
+from launch.slurm.script import find_cpus_per_node, render_script
+from training.config import SlurmConfig
 
 
 @pytest.mark.parametrize(

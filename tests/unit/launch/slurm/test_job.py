@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from launch.run_folder import RunFolder
 from launch.slurm import job
+from training.folder import RunFolder
 
 
 def test_three_starts_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def test_the_file_is_what_the_documentation_says(tmp_path: Path) -> None:
 
 def test_live_zeros_survive(tmp_path: Path) -> None:
     """A folder's keep mask says more than its zeros, and goes through every step."""
-    from bert.keep_mask import save_keep_masks
+    from bert.folders.keep_mask import save_keep_masks
 
     model = build()
     matrices = {

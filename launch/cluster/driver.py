@@ -1,0 +1,326 @@
+"""The Ray driver: checks, places and follows a run that Ray Train's workers train.
+
+    main thread     signals -> stop file; metrics.jsonl and failures -> progress display
+    second thread   TorchTrainer.fit(), which restarts lost worker groups from the newest checkpoint
+
+Our own manifests decide what is newest: Ray's storage holds no checkpoint of ours, and every start
+has a name of its own, because Ray silently resumes a name that it has seen.
+"""
+
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distributed.checkpoint.reading import find_newest
+from distributed.errors import BadInput
+from launch import RAY_THREAD
+from launch.cluster.elastic import ask_when_more_fit, await_workers
+from launch.cluster.failures import (
+    BackOff,
+    CrashLoops,
+    Failure,
+    FailureTail,
+    build_callback,
+    last_line,
+    record_failure,
+)
+from launch.cluster.group import build_backend_config
+from launch.cluster.nodes import check_resources, ray_cluster
+from launch.cluster.storage import check_shared_storage
+from launch.cluster.trainer import build_trainer
+from launch.cluster.worker import train_on_ray
+from launch.progress import ProgressDisplay, follow_metrics, print_notes, report_end
+from launch.recipes import AnyRecipe, pack
+from training.events import EventTail, append_event
+from training.folder import RunFolder, last_step, run_folder_of
+from training.lease import refuse_if_held
+from training.mirroring import copy_the_rest, fetch_newer, kept_up
+from training.recipe import RunPlan
+from training.session import begin_run, hold_run
+from training.stopping import signals_request_stop
+
+
+def run_on_ray(recipe: AnyRecipe) -> int:
+    """Train a run to its end, or continue it; the process's exit code.
+
+    Raises:
+        BadInput: nothing is left behind of a run that has not begun.
+    """
+    config, folder = recipe.config, run_folder_of(recipe.config)
+    refuse_if_held(folder.path)
+    fetch_newer(config, say=print)
+    plan = recipe.check()
+    print_notes(plan.notes)
+    if plan.is_complete:
+        copy_the_rest(config, say=print)
+        return report_end(folder, plan.finished_steps, plan.total_steps, ended_early=True)
+    attempt = folder.ray / f"attempt-{time.time_ns()}"
+    logs = attempt / "logs"
+    with ray_cluster(config.launch, log_folder=logs) as is_own:
+        use_gpu = check_resources(config.launch)
+        check_shared_storage(recipe, use_gpu=use_gpu)
+        with hold_run(folder) as lost, kept_up(config, say=print):
+            begin_run(recipe, plan)
+            logs.mkdir(parents=True)
+            return _follow(recipe, plan, attempt, use_gpu=use_gpu, is_own_cluster=is_own, lost=lost)
+
+
+def _build_trainer(
+    recipe: AnyRecipe,
+    plan: RunPlan,
+    attempt: Path,
+    *,
+    number: int,
+    workers: int,
+    restarts: int,
+    use_gpu: bool,
+    is_own_cluster: bool,
+) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.config import LoggingConfig
+
+    config = recipe.config
+    # A group of another size is a run of its own to Ray. One that cannot start is seen to here:
+    # Ray would try for ever, without a word.
+    failure_config = (
+        FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
+        if config.launch.is_elastic
+        else FailureConfig(max_failures=restarts, controller_failure_limit=0)
+    )
+    return build_trainer(
+        is_own_cluster=is_own_cluster,
+        train_loop_per_worker=train_on_ray,
+        train_loop_config={
+            **pack(recipe, plan),
+            "use_gpu": use_gpu,
+            "resize_request": str(attempt / f"resize-{number}"),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            placement_strategy=config.launch.placement.upper(),
+            resources_per_worker={
+                "CPU": config.launch.cpus_per_worker,
+                **({"GPU": 1} if use_gpu else {}),
+            },
+        ),
+        backend_config=build_backend_config(),
+        run_config=RunConfig(
+            name=attempt.name if number == 0 else f"{attempt.name}-{number}",
+            storage_path=str(attempt.parent),
+            failure_config=failure_config,
+            logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=[build_callback(attempt, run_folder_of(config).metrics_file)],
+        ),
+    )
+
+
+def _fit(
+    recipe: AnyRecipe,
+    plan: RunPlan,
+    attempt: Path,
+    *,
+    use_gpu: bool,
+    is_own_cluster: bool,
+    over: threading.Event,
+    stop_requested: Callable[[], bool],
+) -> None:
+    """Train to the end or to a stop, in as many groups as it takes.
+
+    Ray Train restarts a group of a fixed size that fails while it trains, and raises what happens
+    before, such as the death of a worker that has not begun: then the group is started again here,
+    and one that the cluster has no room for as often as it takes. A group whose size may change is
+    always started here, with what the cluster holds by then. Nothing is started any more once
+    `over` is set, or when a stop was asked for.
+    """
+    from ray.train import ControllerError, TrainingFailedError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    folder, launch = run_folder_of(recipe.config), recipe.config.launch
+    failures, back_off = FailureTail(attempt), BackOff()
+
+    def say(message: str) -> None:
+        append_event(folder.events_file, "start", message)
+
+    def is_over() -> bool:
+        return over.is_set() or stop_requested()
+
+    left = launch.max_failures
+    for number in itertools.count():
+        workers = await_workers(launch, use_gpu=use_gpu, say=say, give_up=is_over)
+        if is_over():
+            return  # what was saved last is what there is
+        if launch.is_elastic:
+            say(f"{workers} worker(s) of at most {launch.most_workers}")
+        request = attempt / f"resize-{number}"
+        trainer = _build_trainer(
+            recipe,
+            plan,
+            attempt,
+            number=number,
+            workers=workers,
+            restarts=left,
+            use_gpu=use_gpu,
+            is_own_cluster=is_own_cluster,
+        )
+        try:
+            with ask_when_more_fit(
+                launch,
+                request,
+                use_gpu=use_gpu,
+                is_full=workers == launch.most_workers,
+                check=lambda: check_shared_storage(recipe, use_gpu=use_gpu),
+                say=say,
+            ):
+                trainer.fit()
+        except TrainingFailedError as error:
+            if recipe.is_finished(plan, _newest_step(folder)):
+                return  # the group's end failed, not its work
+            is_start = isinstance(error, ControllerError)
+            has_no_room = is_start and isinstance(
+                error.controller_failure, WorkerGroupStartupTimeoutError
+            )
+            if has_no_room and not launch.is_elastic:
+                say(f"waiting: the cluster has no room for {workers} worker(s) at the moment")
+            elif is_start:
+                record_failure(attempt, Failure(None, last_line(error), died=True))
+            causes = failures.poll()
+            left -= len(causes) if has_no_room and not launch.is_elastic else max(1, len(causes))
+            if any(cause.bad_input or cause.final for cause in causes):
+                raise
+            if left < 0 or not (is_start or launch.is_elastic):
+                raise
+            if over.wait(back_off.next_seconds(last_step(folder.metrics_file))):
+                raise
+            continue
+        if not request.exists() or is_over() or recipe.is_finished(plan, _newest_step(folder)):
+            return
+        say("saved and starting again: there is room for more workers")
+
+
+def _follow(
+    recipe: AnyRecipe,
+    plan: RunPlan,
+    attempt: Path,
+    *,
+    use_gpu: bool,
+    is_own_cluster: bool,
+    lost: threading.Event,
+) -> int:
+    """Train and show it until it ends, or the run is `lost` to another launcher; the exit code.
+
+    Raises:
+        BadInput: a worker met it; there is no restart.
+    """
+    config, folder, total = recipe.config, run_folder_of(recipe.config), plan.total_steps
+    launch = config.launch
+    outcome: dict[str, BaseException] = {}
+    finished, over = threading.Event(), threading.Event()
+
+    def fit() -> None:
+        try:
+            _fit(
+                recipe,
+                plan,
+                attempt,
+                use_gpu=use_gpu,
+                is_own_cluster=is_own_cluster,
+                over=over,
+                stop_requested=stop_requested,
+            )
+        except BaseException as error:
+            outcome["error"] = error
+        finally:
+            finished.set()
+
+    with (
+        signals_request_stop(folder.stop_file) as stop_requested,
+        ProgressDisplay(total, start_step=plan.finished_steps, label=config.name) as display,
+    ):
+        failures = Failures(attempt, folder, launch.max_failures, display, stop_requested)
+        events = EventTail(folder.events_file)
+        if not launch.is_elastic:
+            display.note(f"starting {launch.most_workers} worker(s)")
+        threading.Thread(target=fit, name=RAY_THREAD, daemon=True).start()
+
+        def is_over() -> bool:
+            stop_requested()  # writes the file, if it could not be written before
+            events.tell(display.note)
+            return finished.is_set() | failures.look() | lost.is_set()
+
+        follow_metrics(
+            folder.metrics_file, stop=is_over, on_record=display.update, pause=finished.wait
+        )
+        over.set()
+    if lost.is_set():
+        print(f"error: another launcher has taken over {folder.path}", file=sys.stderr)
+        return 1
+    if failures.bad_input is not None:
+        raise BadInput(failures.bad_input.reason)  # and with the cluster go the other workers
+    if failures.diagnosis is not None:
+        print(f"error: {failures.diagnosis} (logs: {folder.logs}, {attempt})", file=sys.stderr)
+        return 1
+    if "error" in outcome and not failures.has_stopped:
+        reason = failures.last or last_line(outcome["error"])
+        print(f"error: training failed, {reason} (logs: {folder.logs}, {attempt})", file=sys.stderr)
+        return 1
+    newest = _newest_step(folder)
+    return report_end(folder, newest, total, ended_early=recipe.is_finished(plan, newest))
+
+
+class Failures:
+    """Tells the user of each failure as it comes, and sees which of them end the run."""
+
+    def __init__(
+        self,
+        attempt: Path,
+        folder: RunFolder,
+        max_failures: int,
+        display: ProgressDisplay,
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        self.last: Failure | None = None
+        self.bad_input: Failure | None = None
+        self.diagnosis: str | None = None  # why no restart is worth trying
+        self.has_stopped = False  # it failed on the way to a stop that was asked for
+        self._stop_requested = stop_requested
+        self._loops = CrashLoops()
+        self._tail = FailureTail(attempt)
+        self._folder = folder
+        self._display = display
+        self._restarts_left = max_failures
+
+    def look(self) -> bool:
+        """Whether there was one that ends the run."""
+        for failure in self._tail.poll():
+            self.last = failure
+            if failure.bad_input:
+                self.bad_input = failure
+            elif failure.final:
+                self.diagnosis = str(failure)
+                break
+            elif self._stop_requested():
+                # A restart could save nothing that is not saved, and whoever asked may not wait.
+                self.has_stopped = True
+                self._display.note(f"{failure}; not restarting, as a stop was asked for")
+                break
+            elif self._restarts_left > 0:
+                step = last_step(self._folder.metrics_file)
+                self.diagnosis = self._loops.look(failure, step)
+                if self.diagnosis is not None:
+                    break
+                self._restarts_left -= 1
+                self._display.note(
+                    f"{failure}; restarting from step {_newest_step(self._folder)} "
+                    f"({self._restarts_left} restart(s) left)"
+                )
+        return self.bad_input is not None or self.diagnosis is not None or self.has_stopped
+
+
+def _newest_step(folder: RunFolder) -> int:
+    newest, _ = find_newest(folder.checkpoints)
+    return newest.step if newest is not None else 0
