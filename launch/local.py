@@ -145,11 +145,12 @@ def _progress(config: RunConfig, plan: RunPlan, *, show: bool) -> Iterator[None]
         with ProgressDisplay(
             plan.total_steps, start_step=plan.finished_steps, label=config.name
         ) as display:
-            follow_metrics(
-                folder.metrics_file,
-                stop=lambda: finished.is_set() | events.tell(display.note),
-                on_record=display.update,
-            )
+
+            def is_over() -> bool:
+                events.tell(display.note)
+                return finished.is_set()
+
+            follow_metrics(folder.metrics_file, stop=is_over, on_record=display.update)
 
     follower = threading.Thread(target=follow, name="progress")
     follower.start()

@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, BinaryIO, Self
+from typing import IO, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from training.folder import RunFolder, parse_record
+from training.folder import RunFolder
 from training.stopping import STOPPED_EXIT_CODE
+from training.tail import Tail
 
 PLAIN_INTERVAL_SECONDS = 5.0
 
@@ -230,9 +231,7 @@ def follow_metrics(
         poll_seconds: time between two looks.
         pause: waits for that time, or less when there is something to see.
     """
-    tail = MetricsTail(path)
-    if skip_existing:
-        tail.poll()
+    tail = Tail(path, skip_existing=skip_existing)
     stopping = False
     while True:
         for record in tail.poll():
@@ -246,72 +245,6 @@ def follow_metrics(
             stopping = stop()
             if not stopping:
                 pause(poll_seconds)
-
-
-class MetricsTail:
-    """Reads what is new in a metrics file, also after it was replaced by a shorter one."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        # Held open, so that its inode cannot be given to the file that replaces it.
-        self._file: BinaryIO | None = None
-        self._partial = b""
-        # Hashes of the lines that were delivered: a replaced file repeats the first of them.
-        self._seen: list[int] = []
-        self._line = 0
-
-    def close(self) -> None:
-        """Release the file."""
-        if self._file is not None:
-            with suppress(OSError):
-                self._file.close()
-            self._file = None
-
-    def poll(self) -> list[dict[str, Any]]:
-        """Records that came since the last call; none while storage does not answer."""
-        try:
-            replaced = self._reopen_if_replaced()
-            if self._file is None:
-                return []
-            data = self._file.read()
-        except OSError:  # ESTALE too: what another node has replaced is gone on some storage
-            self.close()
-            return []
-        *lines, self._partial = (self._partial + data).split(b"\n")
-        records = []
-        for line in lines:
-            if self._is_repeated(line):
-                continue
-            record = parse_record(line)
-            if record is not None:
-                records.append(record)
-        if replaced:
-            del self._seen[self._line :]  # cut off; the restarted run will write these steps anew
-        return records
-
-    def _is_repeated(self, line: bytes) -> bool:
-        digest, at = hash(line), self._line
-        self._line += 1
-        if at < len(self._seen) and self._seen[at] == digest:
-            return True
-        del self._seen[at:]
-        self._seen.append(digest)
-        return False
-
-    def _reopen_if_replaced(self) -> bool:
-        try:
-            there = os.stat(self._path)
-        except FileNotFoundError:
-            return False
-        if self._file is not None:
-            held = os.fstat(self._file.fileno())
-            same = (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)
-            if same and there.st_size >= self._file.tell():
-                return False
-            self._file.close()
-        self._file = open(self._path, "rb")  # noqa: SIM115 (closed by close)
-        self._partial, self._line = b"", 0
-        return True
 
 
 def report_end(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed.files import append_whole
-from training.folder import parse_record
+from training.tail import Tail
 
 log = logging.getLogger(__name__)
 
@@ -29,27 +29,13 @@ def append_event(file: Path, kind: str, message: str, **details: Any) -> None:
 
 
 class EventTail:
-    """Reads what is added to the file from now on."""
+    """Tells what is added to the file from now on."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
-        self._at = file.stat().st_size if file.exists() else 0
+        self._tail = Tail(file, skip_existing=True)
 
-    def poll(self) -> list[dict[str, Any]]:
-        """Events since the last call, whole lines only."""
-        try:
-            with open(self._file, "rb") as opened:
-                opened.seek(self._at)
-                data = opened.read()
-        except OSError:  # not there yet, or storage does not answer for a moment
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._at += len(whole)
-        events = map(parse_record, whole.splitlines())
-        return [event for event in events if event is not None and "message" in event]
-
-    def tell(self, say: Callable[[str], None]) -> bool:
-        """`say` what came since the last call; False, for no event by itself ends a run."""
-        for event in self.poll():
-            say(event["message"])
-        return False
+    def tell(self, say: Callable[[str], None]) -> None:
+        """`say` the events that came since the last call."""
+        for event in self._tail.poll():
+            if "message" in event:  # a line of another kind is passed over
+                say(event["message"])

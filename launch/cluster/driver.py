@@ -15,15 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distributed.checkpoint.reading import find_newest
 from distributed.errors import BadInput
 from launch import RAY_THREAD
 from launch.cluster.elastic import ask_when_more_fit, await_workers
 from launch.cluster.failures import (
     BackOff,
-    CrashLoops,
     Failure,
-    FailureTail,
+    Failures,
     build_callback,
     last_line,
     record_failure,
@@ -36,7 +34,7 @@ from launch.cluster.worker import train_on_ray
 from launch.progress import ProgressDisplay, follow_metrics, print_notes, report_end
 from launch.recipes import AnyRecipe, pack
 from training.events import EventTail, append_event
-from training.folder import RunFolder, last_step, run_folder_of
+from training.folder import last_step, newest_step, run_folder_of
 from training.lease import refuse_if_held
 from training.mirroring import copy_the_rest, fetch_newer, kept_up
 from training.recipe import RunPlan
@@ -126,6 +124,7 @@ def _fit(
     *,
     use_gpu: bool,
     is_own_cluster: bool,
+    failures: Failures,
     over: threading.Event,
     stop_requested: Callable[[], bool],
 ) -> None:
@@ -141,7 +140,7 @@ def _fit(
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     folder, launch = run_folder_of(recipe.config), recipe.config.launch
-    failures, back_off = FailureTail(attempt), BackOff()
+    back_off = BackOff()
 
     def say(message: str) -> None:
         append_event(folder.events_file, "start", message)
@@ -149,7 +148,6 @@ def _fit(
     def is_over() -> bool:
         return over.is_set() or stop_requested()
 
-    left = launch.max_failures
     for number in itertools.count():
         workers = await_workers(launch, use_gpu=use_gpu, say=say, give_up=is_over)
         if is_over():
@@ -163,10 +161,11 @@ def _fit(
             attempt,
             number=number,
             workers=workers,
-            restarts=left,
+            restarts=failures.restarts_left,
             use_gpu=use_gpu,
             is_own_cluster=is_own_cluster,
         )
+        before = failures.count
         try:
             with ask_when_more_fit(
                 launch,
@@ -178,26 +177,26 @@ def _fit(
             ):
                 trainer.fit()
         except TrainingFailedError as error:
-            if recipe.is_finished(plan, _newest_step(folder)):
+            if recipe.is_finished(plan, newest_step(folder)):
                 return  # the group's end failed, not its work
             is_start = isinstance(error, ControllerError)
-            has_no_room = is_start and isinstance(
-                error.controller_failure, WorkerGroupStartupTimeoutError
+            is_waiting = not launch.is_elastic and (
+                is_start and isinstance(error.controller_failure, WorkerGroupStartupTimeoutError)
             )
-            if has_no_room and not launch.is_elastic:
+            if is_waiting:  # as often as it takes: it costs no restart
                 say(f"waiting: the cluster has no room for {workers} worker(s) at the moment")
-            elif is_start:
+            failures.look()
+            unexplained = launch.is_elastic and failures.count == before
+            if not is_waiting and (is_start or unexplained):
                 record_failure(attempt, Failure(None, last_line(error), died=True))
-            causes = failures.poll()
-            left -= len(causes) if has_no_room and not launch.is_elastic else max(1, len(causes))
-            if any(cause.bad_input or cause.final for cause in causes):
+            if failures.look() or failures.is_exhausted:
                 raise
-            if left < 0 or not (is_start or launch.is_elastic):
+            if not (is_start or launch.is_elastic):
                 raise
             if over.wait(back_off.next_seconds(last_step(folder.metrics_file))):
                 raise
             continue
-        if not request.exists() or is_over() or recipe.is_finished(plan, _newest_step(folder)):
+        if not request.exists() or is_over() or recipe.is_finished(plan, newest_step(folder)):
             return
         say("saved and starting again: there is room for more workers")
 
@@ -229,6 +228,7 @@ def _follow(
                 attempt,
                 use_gpu=use_gpu,
                 is_own_cluster=is_own_cluster,
+                failures=failures,
                 over=over,
                 stop_requested=stop_requested,
             )
@@ -241,7 +241,13 @@ def _follow(
         signals_request_stop(folder.stop_file) as stop_requested,
         ProgressDisplay(total, start_step=plan.finished_steps, label=config.name) as display,
     ):
-        failures = Failures(attempt, folder, launch.max_failures, display, stop_requested)
+        failures = Failures(
+            attempt,
+            folder,
+            launch.max_failures,
+            say=display.note,
+            stop_requested=stop_requested,
+        )
         events = EventTail(folder.events_file)
         if not launch.is_elastic:
             display.note(f"starting {launch.most_workers} worker(s)")
@@ -268,59 +274,5 @@ def _follow(
         reason = failures.last or last_line(outcome["error"])
         print(f"error: training failed, {reason} (logs: {folder.logs}, {attempt})", file=sys.stderr)
         return 1
-    newest = _newest_step(folder)
+    newest = newest_step(folder)
     return report_end(folder, newest, total, ended_early=recipe.is_finished(plan, newest))
-
-
-class Failures:
-    """Tells the user of each failure as it comes, and sees which of them end the run."""
-
-    def __init__(
-        self,
-        attempt: Path,
-        folder: RunFolder,
-        max_failures: int,
-        display: ProgressDisplay,
-        stop_requested: Callable[[], bool],
-    ) -> None:
-        self.last: Failure | None = None
-        self.bad_input: Failure | None = None
-        self.diagnosis: str | None = None  # why no restart is worth trying
-        self.has_stopped = False  # it failed on the way to a stop that was asked for
-        self._stop_requested = stop_requested
-        self._loops = CrashLoops()
-        self._tail = FailureTail(attempt)
-        self._folder = folder
-        self._display = display
-        self._restarts_left = max_failures
-
-    def look(self) -> bool:
-        """Whether there was one that ends the run."""
-        for failure in self._tail.poll():
-            self.last = failure
-            if failure.bad_input:
-                self.bad_input = failure
-            elif failure.final:
-                self.diagnosis = str(failure)
-                break
-            elif self._stop_requested():
-                # A restart could save nothing that is not saved, and whoever asked may not wait.
-                self.has_stopped = True
-                self._display.note(f"{failure}; not restarting, as a stop was asked for")
-                break
-            elif self._restarts_left > 0:
-                step = last_step(self._folder.metrics_file)
-                self.diagnosis = self._loops.look(failure, step)
-                if self.diagnosis is not None:
-                    break
-                self._restarts_left -= 1
-                self._display.note(
-                    f"{failure}; restarting from step {_newest_step(self._folder)} "
-                    f"({self._restarts_left} restart(s) left)"
-                )
-        return self.bad_input is not None or self.diagnosis is not None or self.has_stopped
-
-
-def _newest_step(folder: RunFolder) -> int:
-    newest, _ = find_newest(folder.checkpoints)
-    return newest.step if newest is not None else 0

@@ -4,14 +4,16 @@ Light on purpose: the controller's process imports it, and needs no torch.
 """
 
 import json
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distributed.errors import BadInput, Unrecoverable
-from training.folder import last_step
+from training.folder import RunFolder, last_step, newest_step
+from training.tail import Tail
 
 FILE_NAME = "failures.jsonl"
 _MOST_SECONDS = 60.0
@@ -62,29 +64,10 @@ def last_line(error: BaseException) -> str:
 
 
 def record_failure(folder: Path, failure: Failure) -> None:
-    """Add a line for `FailureTail`."""
+    """Add a line for `Failures`."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / FILE_NAME, "a") as out:
         out.write(json.dumps(vars(failure)) + "\n")
-
-
-class FailureTail:
-    """Reads what `record_failure` has added."""
-
-    def __init__(self, folder: Path) -> None:
-        """Nothing needs to be there yet."""
-        self._file = folder / FILE_NAME
-        self._known = 0
-
-    def poll(self) -> list[Failure]:
-        """Failures that came since the last call."""
-        try:
-            lines = self._file.read_text().splitlines(keepends=True)
-        except OSError:  # not there yet, or storage does not answer for a moment
-            return []
-        new = [line for line in lines[self._known :] if line.endswith("\n")]
-        self._known += len(new)
-        return [Failure(**json.loads(line)) for line in new]
 
 
 class BackOff:
@@ -149,3 +132,73 @@ class CrashLoops:
             f"training failed {self.times} times in a row after step {self.step} ({failure}): "
             "another restart would too"
         )
+
+
+class Failures:
+    """All failures of a run's groups: told as they come, judged, and counted in one budget."""
+
+    def __init__(
+        self,
+        attempt: Path,
+        folder: RunFolder,
+        max_failures: int,
+        *,
+        say: Callable[[str], None],
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        """Nothing has happened yet.
+
+        Args:
+            attempt: the folder in which failures are recorded.
+            folder: the run's.
+            max_failures: restarts that the run may make.
+            say: tells the user.
+            stop_requested: whether the run was asked to stop: then there are no more restarts.
+        """
+        self.restarts_left = max_failures
+        self.count = 0
+        self.last: Failure | None = None
+        self.bad_input: Failure | None = None
+        self.diagnosis: str | None = None  # why no restart is worth trying
+        self.has_stopped = False  # it failed on the way to a stop that was asked for
+        self.is_exhausted = False  # it failed with no restart left
+        self._attempt, self._folder = attempt, folder
+        self._say, self._stop_requested = say, stop_requested
+        self._loops = CrashLoops()
+        self._tail = Tail(attempt / FILE_NAME)
+        self._lock = threading.Lock()  # both threads of the driver look
+
+    @property
+    def is_final(self) -> bool:
+        """Whether one of them ends the run, whatever restarts are left."""
+        return self.bad_input is not None or self.diagnosis is not None or self.has_stopped
+
+    def look(self) -> bool:
+        """Take the failures that came since the last call; `is_final`."""
+        with self._lock:
+            for record in self._tail.poll():
+                if not self.is_final:
+                    self._judge(Failure(**record))
+            return self.is_final
+
+    def _judge(self, failure: Failure) -> None:
+        self.last = failure
+        self.count += 1
+        if failure.bad_input:
+            self.bad_input = failure
+        elif failure.final:
+            self.diagnosis = str(failure)
+        elif self._stop_requested():
+            # A restart could save nothing that is not saved, and whoever asked may not wait.
+            self.has_stopped = True
+            self._say(f"{failure}; not restarting, as a stop was asked for")
+        elif self.restarts_left == 0:
+            self.is_exhausted = True
+        else:
+            self.diagnosis = self._loops.look(failure, last_step(self._folder.metrics_file))
+            if self.diagnosis is None:
+                self.restarts_left -= 1
+                self._say(
+                    f"{failure}; restarting from step {newest_step(self._folder)} "
+                    f"({self.restarts_left} restart(s) left)"
+                )
