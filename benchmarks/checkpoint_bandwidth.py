@@ -25,8 +25,8 @@ import torch.distributed as dist
 from distributed.checkpoint.reading import MASTER, Checkpoint
 from distributed.checkpoint.writing import HostCopy, write_snapshot
 from distributed.files import sha256_of
+from distributed.fragment import Fragment
 from distributed.hashing import hex_digest
-from distributed.partition import Fragment
 from sparsity.integrity import check_masks
 from sparsity.selection.masks import FragmentMask
 

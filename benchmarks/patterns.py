@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from distributed.partition import Fragment
+from distributed.fragment import Fragment
 from sparsity.patterns.name import PatternName
 from sparsity.pruning import update_masks
 from sparsity.selection.masks import FragmentMask

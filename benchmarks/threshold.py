@@ -28,7 +28,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.utils import prune
 
-from distributed.partition import Fragment
+from distributed.fragment import Fragment
 from distributed.world import all_reduce_sum
 from sparsity.patterns.name import PatternName
 from sparsity.patterns.single import SingleWeights, find_cuts

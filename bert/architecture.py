@@ -93,3 +93,6 @@ def _linear(name: str, inputs: int, outputs: int) -> Shapes:
 
 def _norm(name: str, width: int) -> Shapes:
     return {f"{name}.LayerNorm.weight": (width,), f"{name}.LayerNorm.bias": (width,)}
+
+
+IGNORE_INDEX = -100

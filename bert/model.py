@@ -15,15 +15,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
-from bert.architecture import is_prunable, named_weights, uses_weight_decay
+from bert.architecture import IGNORE_INDEX, is_prunable, named_weights, uses_weight_decay
 from bert.attention import PACKED_ATTENTION, build_block_mask, check_boundaries, uses_varlen
 from bert.config import DistillationConfig, ModelConfig
 from bert.distillation import mix, soft_cross_entropy
 from bert.initialization import add_structure
 from bert.masked_loss import sum_cross_entropy
-from training.start import Weight
-
-IGNORE_INDEX = -100
+from training.state import Weight
 
 
 class PretrainingModel(nn.Module):

@@ -17,10 +17,11 @@ from bert.teacher import DistilledBatches
 from bert.transfer import transfer_start
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.errors import BadInput
-from training.loop import Batches, TrainState, Validation
+from training.batches import Batches, Validation
 from training.process import WorkerProcess
 from training.recipe import RunPlan
-from training.start import Start, Weight, fresh_start
+from training.start import Start, fresh_start
+from training.state import TrainState, Weight
 
 
 class MaskedLanguageModelling:

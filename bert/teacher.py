@@ -13,7 +13,7 @@ from torch import nn
 from bert.architecture import named_weights
 from bert.folders.model_files import read_verified
 from distributed.errors import BadInput
-from training.loop import Batches, Inputs, Int64Array
+from training.batches import Batches, Inputs, Int64Array
 
 
 class Teacher(Protocol):

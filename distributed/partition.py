@@ -17,38 +17,16 @@ never kept, because DeepSpeed replaces them when it moves its states.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from distributed.errors import BadInput
+from distributed.fragment import Fragment
 from distributed.support import check_supported, parameter_groups
 
 NamedParameters = Sequence[tuple[str, torch.nn.Parameter]]
 ReadRange = Callable[[str, int, int], torch.Tensor]  # (name, start, length) -> fp32 [length]
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """The range [start, start + length) of a flattened parameter, at `offset` of master `slot`.
-
-    This rank owns [owned_start, owned_stop) of it: over all ranks every weight is owned exactly
-    once.
-    """
-
-    name: str
-    start: int
-    length: int
-    slot: int
-    offset: int
-    owned_start: int
-    owned_stop: int
-
-    @property
-    def owned(self) -> slice:
-        """The owned part, relative to the fragment."""
-        return slice(self.owned_start - self.start, self.owned_stop - self.start)
 
 
 class Partition:

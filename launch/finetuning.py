@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bert.tasks.finetune import Finetuning
 from bert.tasks.finetune_config import FinetuneConfig
-from bert.tasks.results import read_results
+from bert.tasks.scores import read_results
 from distributed.launcher import is_under_torchrun
 from launch.local import process_group
 from launch.progress import make_console

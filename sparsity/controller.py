@@ -9,40 +9,27 @@ stage.
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from distributed.errors import BadInput
+from distributed.fragment import Fragment
 from distributed.hashing import hex_digest
-from distributed.partition import Fragment, Partition
+from distributed.partition import Partition
 from distributed.world import all_reduce_sum
 from sparsity import schedule
 from sparsity.patterns.name import PatternName
 from sparsity.pruning import Counted, count_pruned, update_masks
 from sparsity.schedule import SparsityConfig
 from sparsity.selection.masks import FragmentMask, MaskRun, join_runs
+from sparsity.state import SparsityState
 from sparsity.targets import build_scopes
 from sparsity.zero_parameters import check_pruned_whole
 
 log = logging.getLogger(__name__)
 
 ReadMask = Callable[[str, int, int], torch.Tensor]  # (name, start, length) -> bool [length]
-
-
-@dataclass
-class SparsityState:
-    """What every rank knows alike about the masks; JSON for the checkpoint."""
-
-    pruned: dict[str, int] = field(default_factory=dict)  # global count by parameter
-    digest: str = hex_digest(0)
-    target: float = 0.0
-    threshold: float = 0.0
-    ties: int = 0
-    churn: float = 0.0  # share of the prunable weights pruned by the last update
-    last_update_step: int = -1
-    pending: bool = False  # computed, and no applied step has enforced it yet
 
 
 class SparsityController:

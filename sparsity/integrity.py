@@ -2,22 +2,25 @@
 
 from collections.abc import Mapping
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from distributed.errors import Unrecoverable
+from distributed.fragment import Fragment
 from distributed.hashing import hex_digest, name_hash, position_hash
-from distributed.partition import Fragment
 from distributed.world import all_reduce_sum
-from sparsity.controller import SparsityController
 from sparsity.selection.masks import sum_modulo_2_64
+
+if TYPE_CHECKING:
+    from sparsity.controller import SparsityController
 
 _CHUNK = 1 << 20
 
 
 def check_masks(
-    sparsity: SparsityController, packed_masks: Mapping[Fragment, torch.Tensor]
+    sparsity: "SparsityController", packed_masks: Mapping[Fragment, torch.Tensor]
 ) -> None:
     """Collective: zeros against masks, and masks against the counts and the digest of the state.
 

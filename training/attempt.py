@@ -134,3 +134,9 @@ def _read_returns(file: Path) -> list[dict[str, int]]:
         raise BadInput(
             f"{file} is damaged: remove it to train on the batches it left out"
         ) from None
+
+
+def newest_step(folder: RunFolder) -> int:
+    """The step of the newest good checkpoint; 0 without any."""
+    newest, _ = find_newest(folder.checkpoints)
+    return newest.step if newest is not None else 0

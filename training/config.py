@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, Field, PositiveInt, field_validator, model_validator
 
 from distributed.config import CheckpointConfig, Config, OptimizerConfig, ZeroConfig
-from training import guards
 from training.yaml_values import dump
 
+NonFinitePolicy = Literal["skip", "stop", "rollback"]  # see guards.py
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 # A name becomes a folder and a TensorBoard tag.
@@ -182,7 +182,7 @@ class UpdateConfig(OptimizerConfig):
     hidden_dropout: float = Field(0.0, ge=0, lt=1)
     attention_dropout: float = Field(0.0, ge=0, lt=1)
     log_interval_steps: int = Field(10, ge=1)
-    on_non_finite: guards.Policy = Field(
+    on_non_finite: NonFinitePolicy = Field(
         "skip", description="what follows a gradient that is not finite"
     )
     max_non_finite_steps: int = Field(

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distributed.checkpoint.reading import find_newest
 from distributed.files import write_atomically
 
 if TYPE_CHECKING:
@@ -119,12 +118,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def last_step(path: Path) -> int:
     """The last step in a metrics file; 0 if there is none."""
     return max((int(record.get("step", 0)) for record in read_metrics(path)), default=0)
-
-
-def newest_step(folder: RunFolder) -> int:
-    """The step of the newest good checkpoint; 0 without any."""
-    newest, _ = find_newest(folder.checkpoints)
-    return newest.step if newest is not None else 0
 
 
 def validation_by_step(path: Path) -> dict[int, float | None]:

@@ -12,11 +12,10 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from statistics import median
-from typing import Literal
 
 from distributed.errors import Unrecoverable
+from training.config import NonFinitePolicy
 
-Policy = Literal["skip", "stop", "rollback"]
 _ROWS_SHOWN = 8
 
 
@@ -28,7 +27,9 @@ class GoBack(Exception):  # a request to the caller, not an error
         self.next_batch = next_batch
 
 
-def decide(policy: Policy, *, reason: str, in_a_row: int, most: int, next_batch: int) -> None:
+def decide(
+    policy: NonFinitePolicy, *, reason: str, in_a_row: int, most: int, next_batch: int
+) -> None:
     """Return to go on with the next step; alike on all ranks.
 
     Args:

@@ -5,98 +5,22 @@ a fresh run is a restore from the initial weights (see restoring.py).
 """
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from distributed.hashing import position_hash
 from distributed.world import AgreedFlag
 from distributed.zero import Engine
-from sparsity.controller import SparsityController
 from training import guards
+from training.batches import Batches, Validation
 from training.config import TrainConfig
 from training.metrics import Metrics
+from training.state import TrainState
 
-Int64Array = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """All that a restart needs beside the weights: steps, data and learning rate follow from
-    `step`.
-    """
-
-    step: int = 0  # finished steps
-    tokens_seen: int = 0  # over all ranks, padding not counted
-    skipped_steps: int = 0  # finished without an update, for a gradient that was not finite
-    skipped_in_a_row: int = 0  # of these, the ones since the last update
-    batch_offset: int = 0  # batches passed over for good: step s trains on batch s + this
-
-    @property
-    def batch(self) -> int:
-        """The batch of the next step."""
-        return self.step + self.batch_offset
-
-    def after_step(self, *, tokens: int, applied: bool) -> "TrainState":
-        """The state one step later: a skipped step consumes its number and its rows too."""
-        return replace(
-            self,
-            step=self.step + 1,
-            tokens_seen=self.tokens_seen + tokens,
-            skipped_steps=self.skipped_steps + (not applied),
-            skipped_in_a_row=0 if applied else self.skipped_in_a_row + 1,
-        )
-
-    def to_dict(self) -> dict[str, int]:
-        """For the checkpoint's manifest."""
-        return asdict(self)
-
-
-class Inputs(Protocol):
-    """One forward pass."""
-
-    def to(self, device: torch.device) -> dict[str, Any]:
-        """The arguments of the model's forward, with the tensors on `device`."""
-
-
-class Batches(Protocol):
-    """This rank's share of every step; each method is a pure function of the step."""
-
-    loss_name: str  # of the loss in the log
-    micro_steps: int  # forwards of each rank in a step
-
-    def epoch(self, step: int) -> int:
-        """The epoch of the first row of the step's batch."""
-
-    def row_ids(self, step: int) -> Int64Array:
-        """Rows of the global batch, int64 [B]: the same on every rank."""
-
-    def loss_terms(self, step: int) -> int:
-        """Terms of the mean loss in the global batch."""
-
-    def global_tokens(self, step: int) -> int:
-        """Tokens of the global batch."""
-
-    def micro_batches(self, step: int) -> Iterable[Inputs]:
-        """As many on every rank."""
-
-
-class Validation(Protocol):
-    """What is measured on held-out data, alike on all ranks."""
-
-    @property
-    def is_satisfied(self) -> bool:
-        """Whether to end before the last step."""
-
-    def is_due(self, finished_steps: int) -> bool:
-        """Whether to validate after that many steps."""
-
-    def evaluate(self, engine: Engine, finished_steps: int) -> dict[str, float]:
-        """Collective: the figures."""
+if TYPE_CHECKING:
+    from sparsity.controller import SparsityController
 
 
 def train(
@@ -106,7 +30,7 @@ def train(
     seed: int,
     engine: Engine,
     batches: Batches,
-    sparsity: SparsityController | None,
+    sparsity: "SparsityController | None",
     evaluator: Validation,
     metrics: Metrics,
     save_interval_steps: int,

@@ -14,14 +14,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from distributed.files import append_whole
 from distributed.world import Topology, all_reduce_sum
-from sparsity.controller import SparsityController
 from training.sinks import DENSITIES, Board
+
+if TYPE_CHECKING:
+    from sparsity.controller import SparsityController
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +109,7 @@ class Metrics:
         """Add figures of this process to the next record, whenever that is due."""
         self._notes.update(figures)
 
-    def flush(self, step: int, sparsity: SparsityController | None) -> None:
+    def flush(self, step: int, sparsity: "SparsityController | None") -> None:
         """Collective: write one record for `step` and begin the next."""
         names = sorted(self._sums)
         if names and self._steps:

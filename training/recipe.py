@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sparsity.schedule import SparsityConfig
-    from training.loop import Batches, TrainState, Validation
+    from training.batches import Batches, Validation
     from training.process import WorkerProcess
-    from training.start import Start, Weight
+    from training.start import Start
+    from training.state import TrainState, Weight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,20 +5,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.checkpoint.background import CheckpointWriter
 from distributed.checkpoint.retention import remove_old
 from distributed.config import CheckpointConfig
 from distributed.zero import Engine
-from sparsity.controller import SparsityController
 from sparsity.integrity import check_masks
 from training.attempt import Attempt
 from training.events import append_event
 from training.folder import RunFolder, validation_by_step
 from training.guards import GoBack
-from training.loop import TrainState
 from training.metrics import Metrics
+from training.state import TrainState
+
+if TYPE_CHECKING:
+    from sparsity.controller import SparsityController
 
 
 @contextmanager
@@ -74,7 +76,7 @@ def save_run(
     state: TrainState,
     *,
     engine: Engine,
-    sparsity: SparsityController | None,
+    sparsity: "SparsityController | None",
     metrics: Metrics,
     described: Mapping[str, Any],
 ) -> None:

@@ -15,27 +15,17 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
 
 from distributed.checkpoint.reading import MASK, MASTER, Checkpoint
 from distributed.partition import ReadRange
 from distributed.partition_check import check_partition
 from distributed.zero import Engine
-from sparsity.controller import SparsityController, SparsityState
-from training.loop import TrainState
+from sparsity.controller import SparsityController
+from sparsity.state import SparsityState
+from training.state import TrainState, Weight
 
 log = logging.getLogger(__name__)
 AnyState = TypeVar("AnyState")
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A parameter of a plain module, and how it is trained."""
-
-    name: str  # canonical: the same in masks, digests, checkpoints and exports
-    parameter: nn.Parameter
-    is_prunable: bool
-    decays: bool  # AdamW's weight decay
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,13 @@ from training.attempt import Attempt, agree_on_attempt
 from training.config import RunConfig, dump_yaml
 from training.folder import read_metrics, run_folder_of
 from training.guards import GoBack, SpikeDetector
-from training.loop import TrainState, train
+from training.loop import train
 from training.metrics import Metrics, MetricsFiles
 from training.process import WorkerProcess, watched, worker_process
 from training.recipe import Plan, Recipe, Trainable
 from training.saving import checkpoint_writer, save_run
-from training.start import Start, Weight, fill_module, restore_engine, resume_start
+from training.start import Start, fill_module, restore_engine, resume_start
+from training.state import TrainState, Weight
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import IO, Literal
 
 from bert.corpora.foreign_text import find_foreign_text
+from bert.corpora.manifest import Source
 from bert.corpora.markup import WIKI_START, find_root
 from bert.corpora.pubmed import ROOTS
 from bert.corpora.tables import find_table
 from bert.corpora.text_files import Unread, find_container, open_bytes, unreadable
 from distributed.errors import BadInput
 
-Source = Literal["wikipedia", "books", "pubmed", "text"]
 Format = Literal["json", "text", "parquet", "xml", "hub", "empty"]
 FIELDS: dict[Source, tuple[str, ...]] = {
     "wikipedia": ("title", "text"),

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bert.corpora.formats import Format, Source, detect_format, inspect_file
+from bert.corpora.formats import Format, detect_format, inspect_file
+from bert.corpora.hub import HUB_PREFIX, HubDataSet, find_data_set
+from bert.corpora.manifest import PassedOver, Source
 from bert.corpora.text_files import Unread
 from distributed.errors import BadInput
 
-HUB_PREFIX = "hub:"
 # Files that by their names are not data but lie beside it, and what they are.
 BESIDE_DATA = (
     (
@@ -45,16 +46,8 @@ class Input:
     name: str
     size_bytes: int
     sha256: str  # of a hub data set: of its name, configuration, split and revision
-    hub: tuple[str, str | None, str, str] | None = None
+    hub: HubDataSet | None = None
     format: Format = "hub"
-
-
-@dataclass(frozen=True)
-class PassedOver:
-    """A file of a folder that is not read, and what it is."""
-
-    name: str
-    reason: str
 
 
 class Inputs(NamedTuple):
@@ -95,7 +88,7 @@ def list_inputs(source: Source, paths: Iterable[str | os.PathLike[str]]) -> Inpu
                 "pubmed."
             )
     # Only now what takes long: a file in a wrong form has been refused before.
-    read = [hub_input(name) if isinstance(name, str) else _file_input(*name) for name in found]
+    read = [_hub_input(name) if isinstance(name, str) else _file_input(*name) for name in found]
     return Inputs(read, passed_over)
 
 
@@ -170,18 +163,6 @@ def _file_input(path: Path, format: Format) -> Input:
         raise BadInput(f"The input {path} cannot be read ({error.strerror}).") from None
 
 
-def hub_input(path: str) -> Input:
-    from huggingface_hub import HfApi  # slow to import, and seldom needed
-
-    name, _, rest = path.removeprefix(HUB_PREFIX).partition(":")
-    config, _, split = rest.partition(":")
-    try:
-        # One short request first: `datasets` would retry for half a minute without a network.
-        revision = HfApi().dataset_info(name, timeout=30).sha
-    except Exception as error:  # a dozen kinds, of three libraries
-        raise BadInput(
-            f"The data set {path} cannot be reached ({type(error).__name__}): check its name and "
-            "the network, or give files that are on this machine."
-        ) from None
-    hub = (name, config or None, split or "train", str(revision))
+def _hub_input(path: str) -> Input:
+    hub = find_data_set(path)
     return Input(path, 0, hashlib.sha256(json.dumps(hub).encode()).hexdigest(), hub)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -9,14 +10,21 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bert.corpora.formats import Source
-from bert.corpora.inputs import PassedOver
 from bert.vocabulary import TokenizerSettings, Vocabulary
 from distributed.errors import BadInput
 from distributed.files import sha256_of, write_atomically
 
 MANIFEST_NAME = "manifest.json"
 UNIGRAM_COUNTS_NAME = "unigram_counts.npy"
+Source = Literal["wikipedia", "books", "pubmed", "text"]
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """A file of a folder that is not read, and what it is."""
+
+    name: str
+    reason: str
 
 
 class _Record(BaseModel):

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bert.corpora.cleaning import CleanDocument, clean_documents
-from bert.corpora.formats import Format, Source, check_source
+from bert.corpora.formats import Format, check_source
 from bert.corpora.inputs import Input, list_inputs
 from bert.corpora.manifest import (
     MANIFEST_NAME,
@@ -27,6 +27,7 @@ from bert.corpora.manifest import (
     InputRecord,
     Manifest,
     Options,
+    Source,
     check_files,
     load_manifest,
     save_array,

@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert.corpora.formats import FIELDS, Format, Source, check_source
+from bert.corpora.formats import FIELDS, Format, check_source
 from bert.corpora.inputs import Input, list_inputs
+from bert.corpora.manifest import Source
 from bert.corpora.markup import DOC, DOC_LINE, END_OF_TEXT, END_OF_TEXT_LINE
 from bert.corpora.pubmed import read_pubmed
 from bert.corpora.records import MarkupSample, record_text

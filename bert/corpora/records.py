@@ -6,7 +6,8 @@ number in Python is not language.
 
 from typing import Any
 
-from bert.corpora.formats import FIELDS, Source
+from bert.corpora.formats import FIELDS
+from bert.corpora.manifest import Source
 from bert.corpora.markup import find_markup
 from bert.corpora.text_files import Unread
 from distributed.errors import BadInput

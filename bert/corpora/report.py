@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bert.corpora.formats import Format
-from bert.corpora.inputs import PassedOver
+from bert.corpora.manifest import PassedOver
 
 FORMAT_NAMES: dict[Format, str] = {
     "json": "JSON lines",

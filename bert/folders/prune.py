@@ -28,8 +28,8 @@ from bert.folders.stored_encoder import (
 from bert.folders.stored_weights import StoredTensor, StoredWeights, open_weights, read_json
 from bert.folders.tied_weights import check_copies, group_copies
 from distributed.errors import BadInput
+from distributed.fragment import Fragment
 from distributed.hashing import hex_digest
-from distributed.partition import Fragment
 from distributed.world import all_reduce_sum
 from sparsity.patterns.name import PatternName
 from sparsity.pruning import AllReduce, count_pruned, update_masks

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from bert.architecture import IGNORE_INDEX
 from bert.corpora.randomness import Purpose
 from bert.corpora.row_order import RowOrder
-from bert.model import IGNORE_INDEX
 from bert.tasks.encoding import Int64Array, Row
 
 _MULTIPLE = 8  # row lengths are multiples of it: kernels like that, and there are fewer shapes

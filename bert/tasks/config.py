@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from bert.corpora.hub import HUB_PREFIX
 from distributed.config import Config
 from training.config import TrainConfig, UpdateConfig
 
@@ -52,7 +53,6 @@ _FORMATS_OF: dict[Kind, set[str]] = {
 }
 
 
-HUB_PREFIX = "hub:"
 _READ_WHERE = {"records", "marked", "squad"}
 _READ_RECORDS = {"records", "marked"}  # rows with named fields
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bert.model import IGNORE_INDEX
+from bert.architecture import IGNORE_INDEX
 from bert.tasks.config import TaskConfig
 from bert.tasks.formats.examples import Example, QuestionExample, TextExample, TokenExample
 from bert.vocabulary import Vocabulary

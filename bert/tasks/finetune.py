@@ -6,8 +6,8 @@ What checks and trains is imported when it is used: it needs torch.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bert.corpora.hub import HUB_PREFIX
 from bert.origins import settle_teacher
-from bert.tasks.config import HUB_PREFIX
 from bert.tasks.finetune_config import FinetuneConfig
 from training.config import RunConfig
 from training.recipe import RunPlan

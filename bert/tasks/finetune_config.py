@@ -7,7 +7,8 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from bert.config import DistillationConfig
-from bert.tasks.config import HUB_PREFIX, FinetuneTrainConfig, SplitConfig, TaskConfig
+from bert.corpora.hub import HUB_PREFIX
+from bert.tasks.config import FinetuneTrainConfig, SplitConfig, TaskConfig
 from distributed.config import CheckpointConfig, Config, ZeroConfig
 from training.config import LaunchConfig, RunConfig, defaults_of, resolve_paths
 

@@ -20,7 +20,7 @@ from bert.folders.model_files import read_verified
 from bert.model import flops_per_token, list_weights
 from bert.origins import digests_of
 from bert.tasks.batches import TaskBatches
-from bert.tasks.checks import build_new_task_model, build_task_teacher
+from bert.tasks.building import build_new_task_model, build_task_teacher
 from bert.tasks.finetune import FinetunePlan
 from bert.tasks.finetune_config import FinetuneConfig
 from bert.tasks.inputs import read_inputs
@@ -34,11 +34,12 @@ from bert.vocabulary import load_vocabulary
 from distributed.checkpoint.reading import Checkpoint, list_steps, step_folder
 from distributed.world import broadcast_json
 from sparsity.schedule import SparsityConfig
+from training.batches import Batches
 from training.events import append_event
 from training.folder import RunFolder, read_metrics
-from training.loop import Batches, TrainState
 from training.process import WorkerProcess
-from training.start import Start, Weight, resume_start
+from training.start import Start, resume_start
+from training.state import TrainState, Weight
 from training.worker import build_restored_engine
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from bert.tasks.config import TaskConfig
 from bert.tasks.finetune_config import FinetuneConfig
 from bert.tasks.formats.sources import UnreadableFile
 from bert.tasks.inputs import Inputs, read_inputs
-from bert.tasks.results import read_results
+from bert.tasks.scores import read_results
 from bert.tasks.splits import READING_RULES, TaskData
 from bert.vocabulary import Vocabulary
 from distributed.checkpoint.reading import Checkpoint
@@ -54,8 +54,8 @@ def check_unchanged(
 ) -> bool:
     """See that what is in the run's folder, if anything, has this configuration, model and data.
 
-    Unlike `check_finetuning` a changed model is an error here. Reading models and data is slow and many
-    runs share them, so the caller passes functions that remember.
+    Unlike in `check_finetuning`, a changed model is an error here. Reading models and data is slow
+    and many runs share them, so the caller passes functions that remember.
 
     Returns:
         Whether the run read the examples of today, or nothing yet. A finished run stays as it is if

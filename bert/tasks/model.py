@@ -18,10 +18,11 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import BertConfig, BertModel
 
+from bert.architecture import IGNORE_INDEX
 from bert.attention import PACKED_ATTENTION
 from bert.config import DistillationConfig, ModelConfig
 from bert.distillation import mix, soft_binary_cross_entropy, soft_cross_entropy
-from bert.model import IGNORE_INDEX, build_bert_config, encode_packed
+from bert.model import build_bert_config, encode_packed
 from bert.tasks.config import Kind
 
 

@@ -9,19 +9,11 @@ from bert.architecture import is_prunable
 from bert.tasks.finetune_config import FinetuneConfig
 from bert.tasks.inputs import Inputs
 from bert.tasks.predicting import Predictions
+from bert.tasks.scores import read_results
 from distributed.checkpoint.reading import Checkpoint
 from distributed.files import write_atomically
-from sparsity.controller import SparsityState
+from sparsity.state import SparsityState
 from training.folder import RunFolder
-
-
-def read_results(folder: RunFolder) -> dict[str, Any] | None:
-    """The scores of a run; None if it has none yet."""
-    try:
-        results = json.loads(folder.results_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return results if isinstance(results, dict) else None
 
 
 def write_results(

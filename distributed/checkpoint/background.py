@@ -27,7 +27,8 @@ from distributed.checkpoint.writing import (
     write_snapshot,
 )
 from distributed.errors import BadInput
-from distributed.partition import Fragment, Partition
+from distributed.fragment import Fragment
+from distributed.partition import Partition
 from distributed.world import all_reduce_max
 
 log = logging.getLogger(__name__)

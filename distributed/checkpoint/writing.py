@@ -26,7 +26,8 @@ from distributed.checkpoint.fencing import commit, part_folder
 from distributed.checkpoint.manifest import write_manifest
 from distributed.checkpoint.reading import MASK, MASTER, step_folder
 from distributed.files import remove_folder, write_json
-from distributed.partition import Fragment, Partition
+from distributed.fragment import Fragment
+from distributed.partition import Partition
 
 _COMMIT_SECONDS = 600.0
 _POLL_SECONDS = 0.02

@@ -33,8 +33,9 @@ from launch.cluster.trainer import build_trainer
 from launch.cluster.worker import train_on_ray
 from launch.progress import ProgressDisplay, follow_metrics, print_notes, report_end
 from launch.recipes import AnyRecipe, pack
+from training.attempt import newest_step
 from training.events import EventTail, append_event
-from training.folder import last_step, newest_step, run_folder_of
+from training.folder import last_step, run_folder_of
 from training.lease import refuse_if_held
 from training.mirroring import copy_the_rest, fetch_newer, kept_up
 from training.recipe import RunPlan

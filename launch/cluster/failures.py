@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from distributed.errors import BadInput, Unrecoverable
-from training.folder import RunFolder, last_step, newest_step
+from training.attempt import newest_step
+from training.folder import RunFolder, last_step
 from training.tail import Tail
 
 FILE_NAME = "failures.jsonl"

@@ -1,6 +1,6 @@
 """`sparsebert export`: a checkpoint's fragments -> whole masters and masks -> Hugging Face folder.
 
-checkpoint --read_weights--> fp32 by name --apply masks--> bert.folders.export.export_model --> OUT_DIR
+checkpoint --read_weights--> fp32 by name --apply masks--> bert/folders/export.py --> OUT_DIR
 """
 
 from dataclasses import dataclass

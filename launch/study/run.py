@@ -21,7 +21,7 @@ from bert.origins import source_fingerprint
 from bert.tasks.config import TaskConfig
 from bert.tasks.finetune_config import FinetuneConfig
 from bert.tasks.history import check_unchanged
-from bert.tasks.results import read_results
+from bert.tasks.scores import read_results
 from bert.tasks.splits import TaskData, load_task
 from distributed.errors import BadInput
 from launch.progress import StatusLine, make_console

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distributed.partition import Fragment
+from distributed.fragment import Fragment
 from sparsity.selection.host import HostKeys
 from sparsity.selection.masks import KEEP, FragmentMask
 from sparsity.selection.population import MAGNITUDE_BITS, Population

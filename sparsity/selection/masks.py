@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from distributed.fragment import Fragment
 from distributed.hashing import name_hash, position_hash
-from distributed.partition import Fragment
 from sparsity.selection.population import chunk_size, indices_of
 
 KEEP, PRUNED = -1, 0

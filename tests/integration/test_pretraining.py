@@ -43,7 +43,8 @@ def test_a_run_leaves_what_the_design_says(reference: tuple[Command, Path]) -> N
     (attempt,) = (run / "ray").iterdir()
     assert list((attempt / "logs").glob("raylet*"))
     # Ray Train's controller, its meeting place for reports, two workers: nothing that no one uses.
-    # Private names of Ray's leave the others out (launch/cluster/trainer.py), and a port its dashboard.
+    # launch/cluster/trainer.py leaves the others out by private names of Ray's, and a port keeps
+    # its dashboard away.
     assert len(list((attempt / "logs").glob("python-core-worker-*"))) == 4
     assert list((attempt / "logs").glob("dashboard.*")) == []
     assert not (run / "stop").exists()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from bert.folders.keep_mask import load_keep_masks
 from bert.tasks.checks import check_finetuning
-from bert.tasks.results import read_results
+from bert.tasks.scores import read_results
 from distributed.checkpoint.reading import MASK, MASTER, Checkpoint, list_steps, step_folder
 from distributed.errors import BadInput
 from launch.models.export import export_checkpoint

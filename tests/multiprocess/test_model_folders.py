@@ -23,7 +23,7 @@ from bert.folders.prune import prune_folder
 from bert.pretrain import Pretraining, check_pretraining
 from bert.tasks.checks import check_finetuning
 from bert.tasks.inputs import read_inputs
-from bert.tasks.results import read_results
+from bert.tasks.scores import read_results
 from bert.vocabulary import load_vocabulary
 from distributed.checkpoint.reading import MASK, MASTER
 from distributed.errors import BadInput

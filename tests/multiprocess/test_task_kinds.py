@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bert.tasks.results import read_results
+from bert.tasks.scores import read_results
 from tests.multiprocess.runs import Text, prepare_text, run_config, train
 from tests.multiprocess.tasks import BAD, GOOD, OTHER, finetune, task_run
 from training.folder import RunFolder

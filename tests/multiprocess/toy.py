@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 from distributed.config import OptimizerConfig, ZeroConfig
-from distributed.partition import Fragment
+from distributed.fragment import Fragment
 from distributed.zero import Engine, build_engine
 
 

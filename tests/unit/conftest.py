@@ -16,8 +16,8 @@ from bert.model import build_model
 from bert.pretrain import identity
 from bert.vocabulary import SPECIAL_TOKENS, load_vocabulary
 from distributed.checkpoint.writing import save_checkpoint
+from distributed.fragment import Fragment
 from distributed.hashing import hex_digest, name_hash, position_hash
-from distributed.partition import Fragment
 from sparsity.selection.masks import FragmentMask
 from training.folder import RunFolder
 from training.identity import write_identity

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bert.tasks.config import HUB_PREFIX
+from bert.corpora.hub import HUB_PREFIX, find_data_set
 from bert.tasks.formats.examples import Split
 from bert.tasks.formats.tables import read_cells
 from distributed.errors import BadInput
@@ -198,13 +198,9 @@ def _read_csv(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _read_hub(source: str) -> Iterator[Record]:
-    from bert.corpora.inputs import hub_input  # slow to import, and seldom needed
+    name, config, split, revision = find_data_set(source)
+    from datasets import load_dataset  # slow to import, and seldom needed
 
-    found = hub_input(source)
-    from datasets import load_dataset
-
-    assert found.hub is not None
-    name, config, split, revision = found.hub
     try:
         rows = load_dataset(name, config, split=split, revision=revision)
     except Exception as error:  # a dozen kinds, of three libraries

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from distributed.checkpoint.writing import save_checkpoint
-from distributed.partition import Fragment
+from distributed.fragment import Fragment
 
 NUMELS = {"encoder.weight": 101, "encoder.bias": 7, "odd|name": 3}
 STEP = 50

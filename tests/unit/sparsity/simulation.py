@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from distributed.partition import Fragment
+from distributed.fragment import Fragment
 from sparsity.patterns.name import PatternName
 from sparsity.patterns.single import Pattern, find_cuts
 from sparsity.pruning import build_pattern

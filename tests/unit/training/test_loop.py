@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from training.config import TrainConfig
-from training.loop import TrainState, compute_learning_rate, seed_dropout
+from training.loop import compute_learning_rate, seed_dropout
+from training.state import TrainState
 
 PEAK = 2e-3
 

@@ -19,7 +19,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from distributed.partition import Fragment
+from distributed.fragment import Fragment
 from distributed.world import Topology
 from sparsity.controller import SparsityController
 from sparsity.schedule import SparsityConfig

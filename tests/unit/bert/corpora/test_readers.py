@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bert.corpora import readers
-from bert.corpora.formats import Source, detect_format
+from bert.corpora.formats import detect_format
 from bert.corpora.inputs import list_inputs
+from bert.corpora.manifest import Source
 from bert.corpora.readers import read_documents, read_inputs
 from distributed.errors import BadInput
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bert.corpora.formats import Source
 from bert.corpora.inputs import list_inputs
+from bert.corpora.manifest import Source
 from bert.corpora.readers import read_inputs
 from bert.corpora.records import MARKUP_SAMPLE
 from distributed.errors import BadInput

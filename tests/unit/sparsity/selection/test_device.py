@@ -14,8 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from distributed.fragment import Fragment
 from distributed.hashing import hex_digest, name_hash
-from distributed.partition import Fragment
 from sparsity.patterns.single import selected_weights
 from sparsity.selection import device, threshold
 from sparsity.selection.device import DeviceWeights, Table, prune

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distributed.checkpoint.reading import _unpack
+from distributed.fragment import Fragment
 from distributed.hashing import hex_digest, name_hash
-from distributed.partition import Fragment
 from sparsity.patterns.single import SingleWeights
 from sparsity.selection import masks
 from sparsity.selection.masks import FragmentMask, apply_keep, join_runs, sum_modulo_2_64

@@ -8,8 +8,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from distributed.fragment import Fragment
 from distributed.hashing import hex_digest, name_hash
-from distributed.partition import Fragment
 from sparsity.patterns.name import PatternName
 from sparsity.pruning import update_masks
 from sparsity.selection import host, population, threshold

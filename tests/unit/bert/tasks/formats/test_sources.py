@@ -10,8 +10,8 @@ from typing import Any
 import datasets
 import pytest
 
-import bert.corpora.inputs
-from bert.corpora.inputs import Input
+from bert.corpora.hub import HubDataSet
+from bert.tasks.formats import sources
 from distributed.errors import BadInput
 from tests.unit.bert.tasks.reading import RELATION, SQUAD, TOKENS, Write, load, texts
 
@@ -31,11 +31,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder in which a hub name is looked for; datasets.load_dataset itself reads it."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
-    def look_up(source: str) -> Input:
+    def look_up(source: str) -> HubDataSet:
         name, _, split = source.removeprefix("hub:").split(":")
-        return Input(source, 0, "", (str(tmp_path / "hub" / name), None, split, "main"))
+        return HubDataSet(str(tmp_path / "hub" / name), None, split, "main")
 
-    monkeypatch.setattr(bert.corpora.inputs, "hub_input", look_up)
+    monkeypatch.setattr(sources, "find_data_set", look_up)
     return tmp_path / "hub"
 
 
