@@ -6,13 +6,12 @@ Knows no particular configuration: the root model is an argument.
 """
 
 import difflib
+import itertools
 import json
 import logging
-import re
-import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -21,35 +20,47 @@ from pydantic_core import ErrorDetails
 
 from bert.config import PretrainConfig
 from distributed.errors import BadInput
-from launch.text_fields import settle
+from launch.text_fields import is_model, members, settle
 from training.config import AnyModel
 from training.yaml_values import Typed, describe_problem, parse, parse_override, without_texts
 
 log = logging.getLogger(__name__)
 
-
-Root = TypeVar("Root", bound=BaseModel)
-
-_UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
+# Instead of pydantic's messages that name Python classes.
 _RULES = {
-    "model_type": "must be a section with fields of its own",
-    "dict_type": "must be a section with fields of its own",
-    "path_type": "must be a path",
-}
-# Pydantic's words and ours.
-_WORDS = {
-    "greater than or equal to": "at least",
-    "less than or equal to": "at most",
-    "a valid integer": "a whole number",
-    "a valid number": "a number",
-    "a valid boolean": "true or false",
-    "a valid string": "text",
-    " or a valid tuple": ", or [fewest, most]",
+    "model_type": "it must be a section with fields of its own",
+    "path_type": "it must be a path",
 }
 
 
-def load(path: Path, overrides: Sequence[str], root: type[Root]) -> Root:
-    """Read `path`, put `overrides` over it, validate against `root`."""
+@overload
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> PretrainConfig: ...
+
+
+@overload
+def load_config(
+    path: Path | str, overrides: Sequence[str] = (), *, root: type[AnyModel]
+) -> AnyModel: ...
+
+
+def load_config(
+    path: Path | str, overrides: Sequence[str] = (), *, root: type[BaseModel] = PretrainConfig
+) -> BaseModel:
+    """The configuration in the YAML file `path` with `overrides` (`a.b=value`) over it.
+
+    Warns where an override replaces an earlier one by another value.
+
+    Raises:
+        BadInput: one sentence on the first problem, with its field and its file.
+    """
+    for earlier, later in itertools.combinations(overrides, 2):
+        if earlier != later and _is_in(earlier.partition("=")[0], later.partition("=")[0]):
+            log.warning("%s is followed by %s, which counts", earlier, later)
+    return load(Path(path), overrides, root)
+
+
+def load(path: Path, overrides: Sequence[str], root: type[AnyModel]) -> AnyModel:
+    """As `load_config`, without warnings: a task's overrides may replace those of its study."""
     data = read_yaml(path)
     overridden = apply_overrides(data, overrides)
     return validate(root, data, path=path, overridden=overridden)
@@ -74,18 +85,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise BadInput(f"{path} holds no fields: it must be a YAML mapping such as `name: demo`")
     return data
-
-
-def find_repeated(overrides: Sequence[str]) -> list[str]:
-    """Overrides that a later one replaces by another value: the last one counts."""
-    repeated = []
-    for i, override in enumerate(overrides):
-        field = override.partition("=")[0]
-        for later in overrides[i + 1 :]:
-            by = later.partition("=")[0]
-            if later != override and (by == field or field.startswith(f"{by}.")):
-                repeated.append(f"{override} is followed by {later}, which counts")
-    return repeated
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> set[str]:
@@ -117,27 +116,23 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> set[str]:
 
 
 def validate(
-    root: type[Root], data: Mapping[str, Any], *, path: Path, overridden: Collection[str] = ()
-) -> Root:
+    root: type[AnyModel], data: Mapping[str, Any], *, path: Path, overridden: Collection[str] = ()
+) -> AnyModel:
     """`data` as a `root`; `overridden` are the fields that do not come from the file `path`."""
     data, misread = settle(root, data, path=path, overridden=overridden)
-    problems: dict[str, list[ErrorDetails]] = {}
+    problems: dict[str, list[ErrorDetails]] = {}  # each member of a union has its own for a field
     try:
         config = root.model_validate(data)
         if not misread:
             return config
     except ValidationError as error:
-        problems = _group(error.errors(include_url=False), data)
+        for details in error.errors(include_url=False):
+            problems.setdefault(_dotted(details, data), []).append(details)
     # An unknown key first: it is usually the reason for what else is missing. Then what YAML reads
     # as something else than was typed.
-    unknown = [field for field, errors in problems.items() if errors[0]["type"] in _UNKNOWN_KEY]
+    unknown = [f for f, errors in problems.items() if errors[0]["type"] == "extra_forbidden"]
     first = [*unknown, *misread, *problems][0]
-    if first in misread:
-        sentence = misread[first]
-    else:
-        sentence = _explain(
-            first, problems[first], fields=list_fields(root), path=path, overridden=overridden
-        )
+    sentence = misread.get(first) or _explain(first, problems[first], root, path, overridden)
     more = len(misread.keys() | problems.keys()) - 1
     if more:
         sentence += f" (and {more} more problem{'s' if more > 1 else ''})"
@@ -149,7 +144,7 @@ def list_fields(root: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]
     fields = {}
     for name, info in root.model_fields.items():
         fields[prefix + name] = info
-        for section in _models_in(info.annotation):
+        for section in filter(is_model, members(info.annotation)):
             fields |= list_fields(section, f"{prefix}{name}.")
     return fields
 
@@ -165,8 +160,7 @@ def find_nearest(field: str, candidates: Iterable[str]) -> str | None:
 
     # Its own section is no better answer than what is in it.
     others = [c for c in candidates if not field.startswith(f"{c}.")]
-    best = max(others, key=similarity, default=None)
-    return best if best is not None and similarity(best) >= 0.6 else None
+    return max((c for c in others if similarity(c) >= 0.6), key=similarity, default=None)
 
 
 def _missing_file(path: Path) -> str:
@@ -175,14 +169,6 @@ def _missing_file(path: Path) -> str:
     close = difflib.get_close_matches(path.stem, by_stem, n=1, cutoff=0.0)
     hint = f"did you mean {by_stem[close[0]]}?" if close else "give a YAML configuration file"
     return f"{path} does not exist: {hint}"
-
-
-def _group(errors: Sequence[ErrorDetails], data: Any) -> dict[str, list[ErrorDetails]]:
-    """Errors by dotted field; the members of a union complain about the same field."""
-    grouped: dict[str, list[ErrorDetails]] = {}
-    for error in errors:
-        grouped.setdefault(_dotted(error, data), []).append(error)
-    return grouped
 
 
 def _dotted(error: ErrorDetails, data: Any) -> str:
@@ -201,28 +187,27 @@ def _dotted(error: ErrorDetails, data: Any) -> str:
 def _explain(
     field: str,
     errors: Sequence[ErrorDetails],
-    *,
-    fields: Mapping[str, FieldInfo],
+    root: type[BaseModel],
     path: Path,
     overridden: Collection[str],
 ) -> str:
-    error = errors[0]
-    from_command_line = any(field == o or field.startswith(f"{o}.") for o in overridden)
-    where = "on the command line" if from_command_line else f"in {path}"
-    if error["type"] in _UNKNOWN_KEY:
+    error, fields = errors[0], list_fields(root)
+    is_typed = any(_is_in(field, typed) for typed in overridden)
+    where = "on the command line" if is_typed else f"in {path}"
+    if error["type"] == "extra_forbidden":
         return f"{field} {where} is not a known field: {_suggest(field, fields)}"
     if error["type"] == "missing":
         description = fields[field].description if field in fields else None
-        missing = f"{field} is missing {where}: add it"
-        return missing + (f" ({description})" if description else "")
+        return f"{field} is missing {where}: add it" + (f" ({description})" if description else "")
     if error["type"] == "value_error":  # written by us, in a validator: names its fields
         return f"{path}: {error['msg'].removeprefix('Value error, ')}"
-    rules = [_rule(each) for each in errors]
-    allowed = " or ".join([rules[0], *(r.removeprefix("must be ") for r in rules[1:])])
-    return f"{field} {where} is {_show(error['input'])}: it {allowed}"
+    # A union's members of another type than the value tell less than the rest.
+    telling = [each for each in errors if not each["type"].endswith("_type")] or errors
+    rules = [_RULES.get(e["type"], e["msg"][0].lower() + e["msg"][1:]) for e in telling]
+    return f"{field} {where} is {_show(error['input'])}: {' or '.join(dict.fromkeys(rules))}"
 
 
-def _suggest(field: str, fields: Mapping[str, FieldInfo]) -> str:
+def _suggest(field: str, fields: Iterable[str]) -> str:
     nearest = find_nearest(field, fields)
     if nearest is not None:
         return f"did you mean {nearest}?"
@@ -231,49 +216,11 @@ def _suggest(field: str, fields: Mapping[str, FieldInfo]) -> str:
     return f"choose one of {', '.join(there)}"
 
 
-def _rule(error: ErrorDetails) -> str:
-    """What is allowed, from pydantic's words: `must be at least 1`."""
-    if error["type"] in _RULES:
-        return _RULES[error["type"]]
-    message = re.split(r", (?:unable|got|not)\b| after validation", error["msg"])[0]
-    for theirs, ours in _WORDS.items():
-        message = message.replace(theirs, ours)
-    found = re.match(r"(?:\w+ )+?should (.*)", message)
-    return f"must {found[1]}" if found else f"is refused ({message})"
+def _is_in(field: str, section: str) -> bool:
+    """Whether `section` is `field` or holds it."""
+    return f"{field}.".startswith(f"{section}.")
 
 
 def _show(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Models that `annotation` is or, as in `Section | None`, may be."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (dict, list, tuple):
-        return []
-    return [model for part in typing.get_args(annotation) for model in _models_in(part)]
-
-
-@overload
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> PretrainConfig: ...
-
-
-@overload
-def load_config(
-    path: Path | str, overrides: Sequence[str] = (), *, root: type[AnyModel]
-) -> AnyModel: ...
-
-
-def load_config(
-    path: Path | str, overrides: Sequence[str] = (), *, root: type[BaseModel] = PretrainConfig
-) -> BaseModel:
-    """The configuration in the YAML file `path` with `overrides` (`a.b=value`) over it.
-
-    Raises:
-        BadInput: one sentence on the first problem, with its field and its file.
-    """
-    for repeated in find_repeated(overrides):
-        log.warning("%s", repeated)
-    return load(Path(path), overrides, root)

@@ -114,10 +114,10 @@ class _Settling:
 
     def _settle_key(self, kinds: Kinds, key: Any, field: str, *, typed: bool) -> Kinds:
         """The kinds of what stands at `key`."""
-        models = [kind for kind in kinds if _is_model(kind)]
+        models = [kind for kind in kinds if is_model(kind)]
         infos = [model.model_fields[key] for model in models if key in model.model_fields]
         if infos:
-            return [kind for info in infos for kind in _members(info.annotation)]
+            return [kind for info in infos for kind in members(info.annotation)]
         if isinstance(key, PlainKey) and not models and not typed:
             scalar = PlainScalar(key.value, str(key))
             if not _reads_as_typed(scalar):
@@ -125,7 +125,7 @@ class _Settling:
                     f"{field} {self._where(typed)} has the key {key}, which YAML reads as "
                     f"{_reading(key.value)}: for that text write {_quoted('', key)}"
                 )
-        return [m for k in kinds if _origin(k) is dict for m in _members(typing.get_args(k)[1])]
+        return [m for k in kinds if _origin(k) is dict for m in members(typing.get_args(k)[1])]
 
     def _check_number(self, kinds: Kinds, scalar: PlainScalar, field: str, *, typed: bool) -> None:
         """Refuse a yes and an octal number where a number belongs: another one, in silence."""
@@ -149,13 +149,14 @@ def _origin(kind: Any) -> Any:
     return typing.get_origin(kind)  # Any, as mypy takes it for a few types only
 
 
-def _members(annotation: Any) -> Iterator[Any]:
+def members(annotation: Any) -> Iterator[Any]:
+    """The types that a field of this annotation may hold: those of a union, or its only one."""
     origin = _origin(annotation)
     if origin is Annotated:
-        yield from _members(typing.get_args(annotation)[0])
+        yield from members(typing.get_args(annotation)[0])
     elif origin in (typing.Union, types.UnionType):
         for part in typing.get_args(annotation):
-            yield from _members(part)
+            yield from members(part)
     else:
         yield annotation
 
@@ -173,23 +174,24 @@ def _of_item(kinds: Kinds, index: int) -> Kinds:
 def _items(kind: Any, index: int) -> Iterator[Any]:
     arguments = typing.get_args(kind)
     if _origin(kind) is list:
-        yield from _members(arguments[0])
+        yield from members(arguments[0])
     elif _origin(kind) is tuple and index < len(arguments):
-        yield from _members(arguments[index])
+        yield from members(arguments[index])
 
 
 def _with_short_forms(kinds: Kinds) -> Kinds:
     """With the kinds of the field that a section written without field names stands for."""
     short = [k.model_fields[k.short_form] for k in kinds if getattr(k, "short_form", None)]
-    return [*kinds, *(kind for info in short for kind in _members(info.annotation))]
+    return [*kinds, *(kind for info in short for kind in members(info.annotation))]
 
 
-def _is_model(kind: Any) -> bool:
+def is_model(kind: Any) -> bool:
+    """Whether a type is a section with fields of its own."""
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _is_collection(kind: Any) -> bool:
-    return _is_model(kind) or _origin(kind) in (list, dict, tuple)
+    return is_model(kind) or _origin(kind) in (list, dict, tuple)
 
 
 def _takes_text(kinds: Kinds) -> bool:

@@ -18,6 +18,7 @@ from training.config import SlurmConfig, dump_yaml
 
 Write = Callable[..., Path]
 CONFIGS = Path(__file__).parents[3] / "configs"
+INTEGER = "input should be a valid integer, unable to parse string as an integer"
 
 
 def as_list(value: Any) -> Any:
@@ -173,8 +174,9 @@ def test_no_value_is_no_text(empty: Path) -> None:
     assert load_config(empty, ["maybe=x", "maybe="], root=Texts).maybe is None
     assert load_config(empty, ["text= "], root=Texts).text == " "
     empty.write_text("text:\n")
-    assert refusal(empty) == f"text in {empty} is null: it must be text"
-    assert refusal(empty, "text=") == "text on the command line is null: it must be text"
+    assert refusal(empty) == f"text in {empty} is null: input should be a valid string"
+    told = refusal(empty, "text=")
+    assert told == "text on the command line is null: input should be a valid string"
 
 
 @pytest.mark.parametrize(
@@ -210,10 +212,10 @@ def test_numbers_and_flags_stay_what_yaml_reads(
         ("share", "010", "is 010, which YAML reads as 8, in octal: write 8 or 10"),
         ("number", "yes", "is yes, which YAML reads as true: it must be a number"),
         ("share", "off", "is off, which YAML reads as false: it must be a number"),
-        ("number", "1:30", 'is "1:30": it must be a whole number'),
-        ("number", "2024-11-27", 'is "2024-11-27": it must be a whole number'),
-        ("number", "3e-5_bs32", 'is "3e-5_bs32": it must be a whole number'),
-        ("flag", "2", "is 2: it must be true or false"),
+        ("number", "1:30", f'is "1:30": {INTEGER}'),
+        ("number", "2024-11-27", 'is "2024-11-27": input should be a valid integer'),
+        ("number", "3e-5_bs32", f'is "3e-5_bs32": {INTEGER}'),
+        ("flag", "2", "is 2: input should be a valid boolean, unable to interpret input"),
     ],
 )
 def test_a_number_is_not_another_one_in_silence(
