@@ -15,11 +15,34 @@ if TYPE_CHECKING:
 # What stands before a parameter's name: DeepSpeed's and DDP's wrapper, torch.compile's, ours, and
 # the attribute under which a model with a head keeps its BertModel.
 _PREFIX = re.compile(r"^(?:(?:module|_orig_mod|mlm|bert)\.)+")
+# The prunable matrices of an encoder layer, and what people call them.
+LAYER_MATRICES = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "attention output",
+    "intermediate.dense": "intermediate",
+    "output.dense": "output",
+}
+# The same, short enough for a cell of the heat map in TensorBoard.
+SHORT_TITLES = {
+    **LAYER_MATRICES,
+    "attention.output.dense": "out",
+    "intermediate.dense": "up",
+    "output.dense": "down",
+}
 _PRUNABLE = re.compile(
-    r"encoder\.layer\.\d+\."
-    r"(?:attention\.self\.(?:query|key|value)|attention\.output\.dense|intermediate\.dense|output\.dense)"
-    r"\.weight"
+    rf"encoder\.layer\.\d+\.(?:{'|'.join(map(re.escape, LAYER_MATRICES))})\.weight"
 )
+# The dimensions of ModelConfig and Hugging Face's names of them.
+DIMENSIONS = {
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_position_embeddings": "max_position_embeddings",
+}
+IGNORE_INDEX = -100  # the label of what is not to be predicted
 
 
 def canonical_name(name: str) -> str:
@@ -93,6 +116,3 @@ def _linear(name: str, inputs: int, outputs: int) -> Shapes:
 
 def _norm(name: str, width: int) -> Shapes:
     return {f"{name}.LayerNorm.weight": (width,), f"{name}.LayerNorm.bias": (width,)}
-
-
-IGNORE_INDEX = -100

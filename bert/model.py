@@ -15,7 +15,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
-from bert.architecture import IGNORE_INDEX, is_prunable, named_weights, uses_weight_decay
+from bert.architecture import (
+    DIMENSIONS,
+    IGNORE_INDEX,
+    is_prunable,
+    named_weights,
+    uses_weight_decay,
+)
 from bert.attention import PACKED_ATTENTION, build_block_mask, check_boundaries, uses_varlen
 from bert.config import DistillationConfig, ModelConfig
 from bert.distillation import mix, soft_cross_entropy
@@ -186,11 +192,7 @@ def build_bert_config(
     """The same model in Hugging Face's words; the dropouts default to Hugging Face's."""
     return BertConfig(
         vocab_size=vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        intermediate_size=config.intermediate_size,
-        max_position_embeddings=config.max_position_embeddings,
+        **{theirs: getattr(config, ours) for ours, theirs in DIMENSIONS.items()},
         initializer_range=config.initializer_range,
         hidden_dropout_prob=hidden_dropout,
         attention_probs_dropout_prob=attention_dropout,

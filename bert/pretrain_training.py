@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bert.architecture import SHORT_TITLES
 from bert.config import PretrainConfig
 from bert.corpora.batches import build_training_batches
 from bert.evaluation import build_evaluator
@@ -51,6 +52,7 @@ class MaskedLanguageModelling:
             max_seq_len=config.data.max_seq_len,
             mlm_probability=config.data.mlm_probability,
         )
+        self.matrix_titles: Mapping[str, str] = SHORT_TITLES
         self.digests: Mapping[str, str | None] = digests_of(plan.identity)
         self.described: Mapping[str, Any] = {"config": config.model_dump(mode="json")}
 

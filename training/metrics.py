@@ -51,6 +51,7 @@ class Metrics:
         flops_per_token: float,
         config_text: str,
         digests: Mapping[str, str | None],
+        matrix_titles: Mapping[str, str],
         on_record: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
         """Open the log.
@@ -62,6 +63,7 @@ class Metrics:
             flops_per_token: forward and backward, for the utilisation figure.
             config_text: the resolved configuration, shown in TensorBoard.
             digests: of what the run was made from, by name, shown there too.
+            matrix_titles: what its heat map calls the matrices of a layer.
             on_record: called with each record, on the rank that writes it, before it does.
         """
         self.latest: dict[str, Any] = {}
@@ -77,7 +79,11 @@ class Metrics:
         self._jsonl = files.jsonl
         self._on_record = on_record
         self._open_board = partial(
-            Board, files.tensorboard, config_text=config_text, digests=digests
+            Board,
+            files.tensorboard,
+            config_text=config_text,
+            digests=digests,
+            matrix_titles=matrix_titles,
         )
         self._board = self._open_board(start_step=start_step) if topology.is_first else None
 

@@ -76,7 +76,7 @@ class Trainable(Protocol):
     """A run in one of its processes: built once, trained in one attempt after another.
 
     `digests` are of what the run was made from, by name; `described` is what every checkpoint says
-    of the run, beside its identity.
+    of the run, beside its identity; `matrix_titles` are what people call the matrices of a layer.
     """
 
     train_config: TrainConfig
@@ -86,6 +86,7 @@ class Trainable(Protocol):
     flops_per_token: float
     digests: Mapping[str, str | None]
     described: Mapping[str, Any]
+    matrix_titles: Mapping[str, str]
 
     def build_module(self) -> "nn.Module":
         """The model with new weights."""

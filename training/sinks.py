@@ -33,15 +33,6 @@ _LAYOUT = {
 }
 # What the tab "HParams" compares runs by.
 _RESULTS = ("train/mlm_loss", "sparsity/actual", "throughput/tokens_per_second")
-# The prunable matrices of a BERT layer and what the heat map calls them.
-_MATRICES = {
-    "attention.self.query": "query",
-    "attention.self.key": "key",
-    "attention.self.value": "value",
-    "attention.output.dense": "out",
-    "intermediate.dense": "up",
-    "output.dense": "down",
-}
 _CELL_PIXELS, _ROW_LABEL_PIXELS, _COLUMN_LABEL_PIXELS = 48, 64, 16
 
 
@@ -49,7 +40,13 @@ class Board:
     """Writes one process's records to TensorBoard."""
 
     def __init__(
-        self, folder: Path, *, start_step: int, config_text: str, digests: Mapping[str, str | None]
+        self,
+        folder: Path,
+        *,
+        start_step: int,
+        config_text: str,
+        digests: Mapping[str, str | None],
+        matrix_titles: Mapping[str, str],
     ) -> None:
         """Open the log and write what does not change.
 
@@ -58,7 +55,9 @@ class Board:
             start_step: finished steps: what an earlier start logged beyond them is discarded.
             config_text: the resolved configuration, YAML.
             digests: what the run was made from, by name; None where there is none.
+            matrix_titles: what the heat map calls the matrices of a layer.
         """
+        self._titles = matrix_titles
         first_step = start_step + 1
         # Imported where it is used: one of a run's processes writes, and all import this file.
         from torch.utils.tensorboard import SummaryWriter
@@ -96,7 +95,7 @@ class Board:
         if densities:
             for name, density in densities.items():
                 self._writer.add_scalar(f"density/{name}", density, step)
-            image = render_densities(densities)
+            image = render_densities(densities, self._titles)
             self._writer.add_image("sparsity/density_by_layer", image, step, dataformats="HWC")
             digest = f"{record['sparsity/digest']} at sparsity {record['sparsity/actual']:.4f}"
             self._writer.add_text("mask digest", digest, step)
@@ -119,14 +118,17 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | floa
     return flat
 
 
-def render_densities(densities: Mapping[str, float]) -> npt.NDArray[np.uint8]:
+def render_densities(
+    densities: Mapping[str, float], titles: Mapping[str, str] | None = None
+) -> npt.NDArray[np.uint8]:
     """A heat map, uint8 [height, width, 3], with the kept percentage in each cell.
 
-    One row a layer, one column a matrix of it, where the names say so (`encoder.layer.3.NAME`), in
+    One row a layer, one column a matrix of it, called titles[NAME], where the names say so
+    (`encoder.layer.3.NAME`), in
     the order of their names' first appearance; otherwise one row. White keeps all weights of the
     matrix, dark blue none.
     """
-    cells = {_place(name): density for name, density in densities.items()}
+    cells = {_place(name, titles or {}): density for name, density in densities.items()}
     rows = list(dict.fromkeys(row for row, _ in cells))
     columns = list(dict.fromkeys(column for _, column in cells))
     size = (
@@ -151,13 +153,13 @@ def render_densities(densities: Mapping[str, float]) -> npt.NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8)
 
 
-def _place(name: str) -> tuple[str, str]:
+def _place(name: str, titles: Mapping[str, str]) -> tuple[str, str]:
     """Row and column of a matrix: its layer, and what is left of its name."""
     number, _, matrix = name.partition("layer.")[2].partition(".")
     if not number.isdigit():
         return "", name
     matrix = matrix.removesuffix(".weight")
-    return f"layer {number}", _MATRICES.get(matrix, matrix)
+    return f"layer {number}", titles.get(matrix, matrix)
 
 
 def _colour(density: float) -> tuple[int, int, int]:

@@ -118,6 +118,7 @@ def _train_from(
         flops_per_token=trainable.flops_per_token,
         config_text=dump_yaml(config),
         digests=trainable.digests,
+        matrix_titles=trainable.matrix_titles,
         on_record=_guard_figures(process, attempt, loss_name=batches.loss_name),
     )
     described = {

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bert.architecture import DIMENSIONS
 from bert.config import ModelConfig
 from bert.folders.stored_weights import describe_other_folder, read_json
 from distributed.errors import BadInput
@@ -14,15 +15,7 @@ from distributed.errors import BadInput
 CONFIG_FILE = "config.json"
 _BERT_CLASS = re.compile(r"Bert(?:Model|LMHeadModel|For[A-Z]\w*)")
 # Fields that the first BERTs' configurations have, which say no model_type.
-_BERT_FIELDS = {
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "vocab_size",
-}
+_BERT_FIELDS = {*DIMENSIONS.values(), "type_vocab_size", "vocab_size"}
 # What our configuration cannot express must be what our models have, or they compute otherwise.
 _PLAIN = {
     "hidden_act": "gelu",
@@ -32,14 +25,6 @@ _PLAIN = {
     "is_decoder": False,
     "type_vocab_size": 2,
     "pruned_heads": {},
-}
-# Our field -> Hugging Face's.
-DIMENSIONS = {
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "max_position_embeddings": "max_position_embeddings",
 }
 _VOCAB_SIZE = 30522  # transformers' default
 _QUANTISED = ("quantization_config", "compression_config")

@@ -6,18 +6,8 @@ from typing import Any
 import torch
 import yaml
 
-from bert.architecture import is_prunable
+from bert.architecture import LAYER_MATRICES, is_prunable
 from bert.heads import MASKED_LM, Head
-
-# Column title -> the weight's name within its encoder layer.
-_LAYER_WEIGHTS = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention output": "attention.output.dense",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-}
 
 _LOADING = """\
 ## Loading
@@ -131,12 +121,12 @@ def _render_sparsity(
         "\nPrunable are the six linear weights of every encoder layer; embeddings, LayerNorm, ",
         f"biases and the head stay dense{', but for those named below' if others else ''}. ",
         f"Mask digest: `{digest}`.\n\nSparsity by layer:\n\n",
-        "| layer | " + " | ".join(_LAYER_WEIGHTS) + " | all six |\n",
-        "|---" * (len(_LAYER_WEIGHTS) + 2) + "|\n",
+        "| layer | " + " | ".join(LAYER_MATRICES.values()) + " | all six |\n",
+        "|---" * (len(LAYER_MATRICES) + 2) + "|\n",
     ]
     layers = sorted({int(name.split(".")[2]) for name in keep_masks if is_prunable(name)})
     for layer in layers:
-        names = [f"encoder.layer.{layer}.{part}.weight" for part in _LAYER_WEIGHTS.values()]
+        names = [f"encoder.layer.{layer}.{part}.weight" for part in LAYER_MATRICES]
         sizes = [keep_masks[name].numel() for name in names]
         sparsities = [1 - kept[name] / size for name, size in zip(names, sizes, strict=True)]
         sparsities.append(1 - sum(kept[name] for name in names) / sum(sizes))

@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bert.architecture import is_prunable, weight_shapes
+from bert.architecture import DIMENSIONS, is_prunable, weight_shapes
 from bert.config import ModelConfig
-from bert.folders.config import DIMENSIONS, build_model_config, read_bert_config
+from bert.folders.config import build_model_config, read_bert_config
 from bert.folders.keep_mask import KEEP_MASK_FILE
 from bert.folders.model_files import (
     Model,

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from bert.architecture import SHORT_TITLES
 from bert.config import ModelConfig
 from bert.folders.model_files import read_verified
 from bert.model import flops_per_token, list_weights
@@ -66,6 +67,7 @@ class TaskTraining:
         self.flops_per_token = flops_per_token(
             self._model, vocab_size=0, max_seq_len=config.task.max_seq_len, mlm_probability=0.0
         )
+        self.matrix_titles: Mapping[str, str] = SHORT_TITLES
         self.digests: Mapping[str, str | None] = digests_of(plan.identity)
         model = self._model.model_dump(mode="json")
         self.described: Mapping[str, Any] = {

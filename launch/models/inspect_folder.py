@@ -18,7 +18,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bert.architecture import is_prunable
+from bert.architecture import LAYER_MATRICES, is_prunable
 from bert.config import ModelConfig
 from bert.folders.config import (
     CONFIG_FILE,
@@ -42,14 +42,6 @@ from distributed.hashing import hex_digest, name_hash, position_hash
 T = TypeVar("T")
 
 _LAYER_WEIGHT = re.compile(r"encoder\.layer\.(\d+)\.(.+)\.weight")
-_SHORT = {
-    "attention.self.query": "query",
-    "attention.self.key": "key",
-    "attention.self.value": "value",
-    "attention.output.dense": "attention output",
-    "intermediate.dense": "intermediate",
-    "output.dense": "output",
-}
 
 
 @dataclass(frozen=True)
@@ -294,7 +286,9 @@ def render_weights(by_parameter: Mapping[str, Mapping[str, Any]]) -> list[Render
     tables: list[RenderableType] = []
     if layers:
         parts = list(dict.fromkeys(part for layer in layers.values() for part in layer))
-        table = Table("layer", *(_SHORT.get(p, p) for p in parts), "all", title="Sparsity by layer")
+        table = Table(
+            "layer", *(LAYER_MATRICES.get(p, p) for p in parts), "all", title="Sparsity by layer"
+        )
         for layer, weights in sorted(layers.items()):
             share = sum(w["pruned"] for w in weights.values()) / sum(
                 w["numel"] for w in weights.values()

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from bert.architecture import SHORT_TITLES
 from distributed.world import AgreedFlag, Topology, all_reduce_max, all_reduce_sum, broadcast_json
 from tests.multiprocess import pool
 from training.metrics import Metrics, MetricsFiles
@@ -119,6 +120,7 @@ def log_losses(folder: Path) -> dict[str, Any]:
         flops_per_token=1.0,
         config_text="",
         digests={"data": "0123", "first weights": None},
+        matrix_titles=SHORT_TITLES,
     )
     for step in (1, 2):
         metrics.begin_step()

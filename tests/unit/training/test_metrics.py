@@ -19,6 +19,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from bert.architecture import SHORT_TITLES
 from distributed.fragment import Fragment
 from distributed.world import Topology
 from sparsity.controller import SparsityController
@@ -46,6 +47,7 @@ def metrics_in(folder: Path, *, start_step: int = 0, rank: int = 0) -> Metrics:
         flops_per_token=1e6,
         config_text="name: a run\nseed: 1\n",
         digests={"data": "0123", "first weights": None},
+        matrix_titles=SHORT_TITLES,
     )
 
 
@@ -253,7 +255,7 @@ def test_the_image_has_a_row_a_layer() -> None:
     matrices = ("attention.self.query", "output.dense", "odd.name")
     names = [f"encoder.layer.{layer}.{matrix}.weight" for layer in (0, 11) for matrix in matrices]
     densities = np.linspace(0, 1, 6).tolist()
-    image = render_densities(dict(zip(names, densities, strict=True)))
+    image = render_densities(dict(zip(names, densities, strict=True)), SHORT_TITLES)
     assert image.shape == (16 + 2 * 48, 64 + 3 * 48, 3) and image.dtype == np.uint8
     # The corners of the cells: no figure is written there.
     cells = image[16 + 4 :: 48, 64 + 4 :: 48]
@@ -383,6 +385,7 @@ def test_a_record_may_be_refused_before_it_is_written(tmp_path: Path) -> None:
         flops_per_token=1e6,
         config_text="name: run",
         digests={},
+        matrix_titles={},
         on_record=refuse,
     )
     with pytest.raises(RuntimeError, match="superseded at 1"):
