@@ -12,8 +12,10 @@ disk. Credentials come from where those tools look for them.
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,10 @@ from distributed.checkpoint.manifest import MANIFEST, STEP_NAME, BadCheckpoint, 
 from distributed.checkpoint.reading import Checkpoint, list_steps, step_folder
 from distributed.checkpoint.retention import set_aside
 from distributed.errors import BadInput, first_line
-from distributed.files import remove_folder, sync_folder
+from distributed.files import remove_folder, sync_folder, write_atomically
 
 CHECKPOINTS = "checkpoints"
-_PIECE = 1 << 22
+_PIECE = 1 << 22  # bytes that one request reads
 
 
 class Mirror:
@@ -40,7 +42,6 @@ class Mirror:
         """
         self.uri = f"{uri.partition('?')[0].rstrip('/')}/{name}"
         self._given, self._name, self._owner_file = uri, name, owner_file
-        self._opened: tuple[Any, str] | None = None
         self._manifests: dict[int, bytes] | None = None  # of the copies; None: not looked yet
 
     def steps(self) -> list[int]:
@@ -90,8 +91,11 @@ class Mirror:
                 for name in (self._owner_file, *files):
                     if (run / name).exists():
                         self._put(run / name, f"{self._path}/{name}")
+                names = (*read_manifest(source).files, MANIFEST)
                 there.pop(step, None)
-                self._upload_checkpoint(source, step)
+                self._remove(step)
+                for name in names:
+                    self._put(source / name, f"{self._folder(step)}/{name}")
                 there[step] = manifest
                 copied.append(step)
             tried.add(step)
@@ -118,9 +122,14 @@ class Mirror:
             remove_folder(partial)
             partial.mkdir(parents=True)
             try:
-                self._get(f"{self._folder(step)}/{MANIFEST}", partial / MANIFEST)
+                (partial / MANIFEST).write_bytes(self._read(f"{self._folder(step)}/{MANIFEST}"))
                 for name in read_manifest(partial).files:
-                    self._get(f"{self._folder(step)}/{name}", partial / name)
+                    # Not by copy_files: a Ctrl-C would have to wait until it has the whole file.
+                    with (
+                        self._storage.open_input_stream(f"{self._folder(step)}/{name}") as opened,
+                        open(partial / name, "wb") as out,
+                    ):
+                        shutil.copyfileobj(opened, out, _PIECE)
                 Checkpoint(partial)
             except (BadCheckpoint, FileNotFoundError) as error:
                 refused.append(str(error).replace(str(partial), f"{self.uri}/{final.name}"))
@@ -128,7 +137,7 @@ class Mirror:
                 continue
             for name in (self._owner_file, *files):
                 with contextlib.suppress(FileNotFoundError):
-                    self._get(f"{self._path}/{name}", run / name)
+                    write_atomically(run / name, self._read(f"{self._path}/{name}"))
             set_aside(folder, newer_than=step - 1)
             partial.rename(final)  # last: what is there is not fetched again
             sync_folder(folder)
@@ -174,13 +183,6 @@ class Mirror:
                 whole[step] = whole.get(step, False) or info.base_name == MANIFEST
         return whole
 
-    def _upload_checkpoint(self, source: Path, step: int) -> None:
-        files = read_manifest(source).files
-        with contextlib.suppress(FileNotFoundError):
-            self._storage.delete_file(f"{self._folder(step)}/{MANIFEST}")
-        for name in (*files, MANIFEST):
-            self._put(source / name, f"{self._folder(step)}/{name}")
-
     def _remove(self, step: int) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._storage.delete_file(f"{self._folder(step)}/{MANIFEST}")
@@ -191,7 +193,7 @@ class Mirror:
         return f"{self._path}/{CHECKPOINTS}/{step_folder(Path(), step).name}"
 
     def _read(self, source: str) -> bytes:
-        with self._storage.open_input_stream(source) as opened:
+        with self._storage.open_input_file(source) as opened:  # a stream asks for 256 kB at a time
             return bytes(opened.read())
 
     def _put(self, source: Path, target: str) -> None:
@@ -201,41 +203,28 @@ class Mirror:
         if has_rename:
             self._storage.create_dir(target.rpartition("/")[0])
         written = f"{target}.part" if has_rename else target
-        with open(source, "rb") as opened, self._storage.open_output_stream(written) as out:
-            while piece := opened.read(_PIECE):
-                out.write(piece)
+        # A thread of pyarrow's would keep the process from ending until the file is copied.
+        fs.copy_files(str(source), written, fs.LocalFileSystem(), self._storage, use_threads=False)
         if has_rename:
             self._storage.move(written, target)
 
-    def _get(self, source: str, target: Path) -> None:
-        # What is there stays until the new file is whole.
-        partial = target.with_name(f".{target.name}.download")
-        try:
-            with self._storage.open_input_stream(source) as opened, open(partial, "wb") as out:
-                while piece := opened.read(_PIECE):
-                    out.write(piece)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-
     @property
     def _path(self) -> str:
-        return self._open()[1]
+        return self._opened[1]
 
     @property
     def _storage(self) -> Any:
-        return self._open()[0]
+        return self._opened[0]
 
-    def _open(self) -> tuple[Any, str]:
-        if self._opened is None:
-            from pyarrow import ArrowException, fs
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        from pyarrow import ArrowException, fs
 
-            try:
-                storage, path = fs.FileSystem.from_uri(self._given)
-            except (ArrowException, ValueError) as error:
-                raise OSError(first_line(error)) from error
-            self._opened = storage, f"{path.rstrip('/')}/{self._name}"
-        return self._opened
+        try:
+            storage, path = fs.FileSystem.from_uri(self._given)
+        except (ArrowException, ValueError) as error:
+            raise OSError(first_line(error)) from error
+        return storage, f"{path.rstrip('/')}/{self._name}"
 
 
 @contextmanager

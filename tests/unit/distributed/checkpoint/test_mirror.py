@@ -175,6 +175,30 @@ def test_what_broke_off_is_made_anew_or_removed(uri: str, run: Path) -> None:
     assert [info.base_name for info in folders] == ["step-00000050"]
 
 
+def test_a_broken_upload_leaves_no_whole_copy(
+    uri: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line drops while other weights replace a copy: it is neither the old nor the new."""
+    mirror = open_mirror(uri)
+    upload(mirror, run)
+    shutil.rmtree(run / "checkpoints" / "step-00000050")
+    write(run / "checkpoints", step=50, seed=9)
+    put = mirror._put
+
+    def drop(source: Path, target: str) -> None:
+        if source.name == "rank-00001.safetensors":
+            raise OSError("the connection is reset")
+        put(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "_put", drop)
+        with pytest.raises(OSError, match="reset"):
+            upload(mirror, run)
+    assert open_mirror(uri).steps() == [25]
+    assert upload(mirror, run) == [50]
+    assert open_mirror(uri).steps() == [25, 50]
+
+
 def test_a_storage_that_does_not_answer(run: Path) -> None:
     mirror = open_mirror("s3://bucket/runs?scheme=http&endpoint_override=127.0.0.1:9&region=x")
     with pytest.raises(OSError):
@@ -216,8 +240,8 @@ def test_a_broken_download_leaves_what_is_there(
         def __exit__(self, *_: object) -> None:
             pass
 
-        def read(self, _: int) -> bytes:
-            if not self._pieces:
+        def read(self, size: int = -1) -> bytes:
+            if size < 0 or not self._pieces:
                 raise OSError("the connection is reset")
             return bytes(self._pieces.pop())
 
@@ -226,19 +250,20 @@ def test_a_broken_download_leaves_what_is_there(
 
     class Storage:
         def __getattr__(self, name: str) -> Any:
-            return getattr(storage, name)
+            found = getattr(storage, name)
+            if name not in ("open_input_stream", "open_input_file"):
+                return found
 
-        def open_input_stream(self, source: str) -> Any:
-            stream = storage.open_input_stream(source)
-            return (
-                Dropped(stream)
-                if source.endswith((".json", ".jsonl")) and ("/checkpoints/" not in source)
-                else stream
-            )
+            def open_input(source: str) -> Any:
+                is_beside = source.endswith((".json", ".jsonl")) and "/checkpoints/" not in source
+                return Dropped(found(source)) if is_beside else found(source)
+
+            return open_input
 
     monkeypatch.setattr(mirror, "_opened", (Storage(), mirror._path))
     with pytest.raises(OSError, match="reset"):
         mirror.download(here, FILES, newer_than=0)
     for name in ("identity.json", "metrics.jsonl"):
         assert (here / name).read_text() == f"{{}} of before: {name}"
-    assert not list(here.glob(".*.download"))
+    assert set(read_files(here)) == {"identity.json", "metrics.jsonl"}
+    assert list_steps(here / "checkpoints") == []
