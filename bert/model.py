@@ -8,7 +8,7 @@ The head runs at masked positions only: 588 million FLOPs a token for BERT-base 
 Legend: R rows, T tokens a row, D hidden, M masked positions, V vocabulary, S segments.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,12 +37,10 @@ class PretrainingModel(nn.Module):
         self,
         mlm: BertForMaskedLM,
         *,
-        attention: Literal["segment", "token"],
         distillation: DistillationConfig | None = None,
     ) -> None:
         super().__init__()
         self.mlm = mlm
-        self.attention = attention
         self.distillation = distillation
 
     def forward(
@@ -133,11 +131,6 @@ class PretrainingModel(nn.Module):
         max_seqlen: int,
     ) -> torch.Tensor:
         """Hidden states of the last layer, [R, T, D]."""
-        if self.attention == "token":
-            max_seqlen = 1
-            cu_seqlens = torch.arange(
-                input_ids.numel() + 1, dtype=torch.int32, device=input_ids.device
-            )
         return encode_packed(
             self.mlm.bert,
             input_ids,
@@ -225,7 +218,7 @@ def build_model(
         mlm = BertForMaskedLM(bert_config)
         if config.initialization == "structured":
             add_structure(mlm)
-    return PretrainingModel(mlm, attention=config.attention, distillation=distillation)
+    return PretrainingModel(mlm, distillation=distillation)
 
 
 def flops_per_token(

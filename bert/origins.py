@@ -13,7 +13,7 @@ from training.folder import RunFolder
 log = logging.getLogger(__name__)
 
 
-def settle_teacher(
+def resolve_teacher(
     distillation: DistillationConfig | None, teacher: str | None = None
 ) -> DistillationConfig | None:
     """The same settings with the checkpoint that `teacher` means; by default the one of now.
@@ -32,7 +32,7 @@ def settle_teacher(
     return distillation.model_copy(update={"teacher": settled})
 
 
-def teacher_of(distillation: DistillationConfig | None) -> str | None:
+def teacher_path(distillation: DistillationConfig | None) -> str | None:
     """The teacher's path, if there is one."""
     return str(distillation.teacher) if distillation is not None else None
 
@@ -47,11 +47,13 @@ def digests_of(identity: Mapping[str, Any]) -> dict[str, str | None]:
     }
 
 
-def begun_with(folder: RunFolder, init_from: Path | None, old: str | None) -> str | None:
+def fingerprint_first_weights(
+    folder: RunFolder, init_from: Path | None, old: str | None
+) -> str | None:
     """The fingerprint of the first weights of a run that goes on.
 
-    As long as the configuration names the same source it is `old`: that source is history, and may
-    have moved, trained on or gone. Another source counts by its weights.
+    If config.yaml still names the same source, reuse `old`: that source may have moved, changed or
+    gone since. Otherwise fingerprint the new source.
 
     Raises:
         BadInput: another source is named, and has no model.
@@ -71,7 +73,7 @@ def identify_teacher(
 ) -> dict[str, Any] | None:
     """What of `distillation` makes a run that run: the teacher by its weights, not by its path.
 
-    `fingerprint_of` gives the teacher's fingerprint; None takes a teacher that settle_teacher has
+    `fingerprint_of` gives the teacher's fingerprint; None takes a teacher that resolve_teacher has
     verified.
 
     Raises:

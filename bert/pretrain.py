@@ -11,7 +11,7 @@ from bert.architecture import is_prunable, weight_shapes
 from bert.config import PretrainConfig
 from bert.corpora.shards import open_corpus
 from bert.corpora.unigram import load_unigram_counts
-from bert.origins import begun_with, identify_teacher, settle_teacher, teacher_of
+from bert.origins import fingerprint_first_weights, identify_teacher, resolve_teacher, teacher_path
 from bert.vocabulary import Vocabulary, load_vocabulary
 from sparsity.targets import build_scopes
 from training.attempt import find_start
@@ -61,7 +61,7 @@ class Pretraining:
         """Collective: vocabulary, batches and teacher of this process."""
         from bert.pretrain_training import MaskedLanguageModelling
 
-        distillation = settle_teacher(self.config.distillation, plan.teacher)
+        distillation = resolve_teacher(self.config.distillation, plan.teacher)
         config = self.config.model_copy(update={"distillation": distillation})
         return MaskedLanguageModelling(config, plan, process)
 
@@ -76,7 +76,7 @@ def check_pretraining(config: PretrainConfig) -> RunPlan:
         BadInput: one sentence on what to change.
     """
     folder = run_folder_of(config)
-    config = config.model_copy(update={"distillation": settle_teacher(config.distillation)})
+    config = config.model_copy(update={"distillation": resolve_teacher(config.distillation)})
     vocabulary = load_vocabulary(config.model.vocab)
     rows = config.model.count_rows(vocabulary.size)
     corpus = open_corpus(config.data.shards, vocabulary=vocabulary, verify=True)
@@ -95,7 +95,7 @@ def check_pretraining(config: PretrainConfig) -> RunPlan:
     source_path, init_fingerprint = None, None
     if newest is not None:
         old = newest.section("identity", "model").get("init_fingerprint")
-        init_fingerprint = begun_with(folder, config.model.init_from, old)
+        init_fingerprint = fingerprint_first_weights(folder, config.model.init_from, old)
     elif config.model.init_from is not None:
         from bert.folders.source import check_dimensions, open_source
         from bert.pretrain_training import build_new_model
@@ -122,7 +122,7 @@ def check_pretraining(config: PretrainConfig) -> RunPlan:
     return RunPlan(
         identity=fields,
         init_from=str(source_path) if source_path is not None else None,
-        teacher=teacher_of(config.distillation),
+        teacher=teacher_path(config.distillation),
         finished_steps=newest.step if newest is not None else 0,
         total_steps=config.train.total_steps,
         is_complete=newest is not None and newest.step >= config.train.total_steps,

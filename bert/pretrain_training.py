@@ -119,15 +119,14 @@ def build_teacher(
         return None
     import torch
 
-    from bert.folders.source import open_source, refuse_control
+    from bert.folders.source import open_source
     from bert.model import build_model
     from bert.teacher import load_teacher
 
     field = "distillation.teacher"
-    teacher = open_source(  # settle_teacher has verified it
+    teacher = open_source(  # resolve_teacher has verified it
         config.distillation.teacher, field=field, vocabulary=vocabulary, verified=True
     )
-    refuse_control(teacher, field=field)
     rows = teacher.config.count_rows(vocabulary.size)
     if rows != config.model.count_rows(vocabulary.size):
         raise BadInput(

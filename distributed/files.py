@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-# What a storage on a network answers for a while: asked again, it may not.
-PASSING = frozenset(
+# Errors of network storage that a retry may not meet again.
+TRANSIENT_ERRORS = frozenset(
     {
         errno.EIO,
         errno.ESTALE,

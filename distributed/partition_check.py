@@ -1,4 +1,4 @@
-"""Whether what was found of an engine's masters is all of it, once, and what the forward reads."""
+"""Check that fragments cover every weight exactly once and match what the forward reads."""
 
 import torch
 

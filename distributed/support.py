@@ -1,4 +1,4 @@
-"""What of DeepSpeed keeps its fp32 masters where `Partition` looks; anything else is refused."""
+"""Reject DeepSpeed settings whose fp32 masters `Partition` cannot locate."""
 
 from typing import Any
 

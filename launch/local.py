@@ -28,7 +28,7 @@ from training.config import LaunchConfig, RunConfig
 from training.events import EventTail
 from training.folder import run_folder_of
 from training.lease import refuse_if_held
-from training.mirroring import copy_the_rest, fetch_newer, kept_up
+from training.mirroring import copy_the_rest, fetch_newer, mirrored
 from training.recipe import RunPlan
 from training.session import begin_run, hold_run
 from training.stopping import STOPPED_EXIT_CODE, signals_request_stop
@@ -56,7 +56,7 @@ def _train_held(recipe: AnyRecipe, topology: Topology, held: ExitStack, *, use_g
     folder, finished_steps = run_folder_of(config), plan.finished_steps
     if not plan.is_complete:
         with (
-            kept_up(config, say=print) if topology.is_first else nullcontext(),
+            mirrored(config, say=print) if topology.is_first else nullcontext(),
             signals_request_stop(folder.stop_file, say=topology.is_first) as stop_requested,
             _progress(config, plan, show=topology.is_first),
         ):

@@ -32,8 +32,8 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 @contextmanager
-def outliving_the_reader(stream: IO[str]) -> Iterator[None]:
-    """Who reads `stream` may be gone (a closed terminal or pipe): then nobody is told any more."""
+def ignoring_closed_output(stream: IO[str]) -> Iterator[None]:
+    """Survive a closed terminal or pipe: later output to `stream` is discarded."""
     try:
         yield
     except (OSError, SystemExit):  # rich ends the process at a closed pipe
@@ -76,7 +76,7 @@ class StatusLine:
     def __enter__(self) -> Self:
         if self._progress is not None:
             progress, self._progress = self._progress, None
-            with outliving_the_reader(self._console.file):
+            with ignoring_closed_output(self._console.file):
                 progress.start()
                 self._progress = progress
         return self
@@ -88,7 +88,7 @@ class StatusLine:
         trace: TracebackType | None,
     ) -> None:
         if self._progress is not None:
-            with outliving_the_reader(self._console.file):
+            with ignoring_closed_output(self._console.file):
                 self._progress.stop()
         elif self._waiting is not None:
             self._print(self._waiting)
@@ -98,7 +98,7 @@ class StatusLine:
     ) -> None:
         """Now `done` of `total`, if that is known by now; plain lines wait unless important."""
         if self._progress is not None:
-            with outliving_the_reader(self._console.file):
+            with ignoring_closed_output(self._console.file):
                 self._progress.update(self._task, completed=done, total=total, figures=figures)
             return
         now, last = self._clock(), self._last_printed
@@ -110,7 +110,7 @@ class StatusLine:
 
     def note(self, text: str) -> None:
         """A line that stays, above the bar."""
-        with outliving_the_reader(self._console.file):
+        with ignoring_closed_output(self._console.file):
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _print(self, line: str) -> None:
@@ -255,7 +255,7 @@ def report_end(
     `ended_early`: it has nothing left to do, whatever its number of steps (fine-tuning).
     """
     is_complete = ended_early or finished_steps >= total_steps
-    with outliving_the_reader(sys.stdout):
+    with ignoring_closed_output(sys.stdout):
         print(
             f"{folder.path} is complete: {finished_steps} steps"
             if is_complete
@@ -268,6 +268,6 @@ def report_end(
 
 def print_notes(notes: Iterable[str]) -> None:
     """Say what the check of a run found worth telling."""
-    with outliving_the_reader(sys.stdout):
+    with ignoring_closed_output(sys.stdout):
         for note in notes:
             print(note, flush=True)

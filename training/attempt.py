@@ -1,4 +1,4 @@
-"""What a start of a run goes on from: a checkpoint that all ranks agree on, and its own word.
+"""What a start of a run goes on from: a checkpoint that all ranks agree on, and a token of its own.
 
 1. claim       writers of earlier starts are shut out (fencing.py)
 2. choose      the newest checkpoint whose every file is as written; damaged ones are told of
@@ -15,7 +15,7 @@ from distributed.checkpoint.manifest import BadCheckpoint
 from distributed.checkpoint.reading import Checkpoint, find_newest
 from distributed.checkpoint.retention import set_aside
 from distributed.errors import BadInput, Unrecoverable
-from distributed.files import PASSING, write_json
+from distributed.files import TRANSIENT_ERRORS, write_json
 from training.events import append_event
 from training.folder import RunFolder, truncate_metrics
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Attempt:
     """One start."""
 
-    word: str
+    token: str  # tells its writers from those of other starts (fencing.py)
     checkpoint: Checkpoint | None  # None: from the beginning
     batch_offset: int | None  # None: what the checkpoint says
 
@@ -56,7 +56,7 @@ def agree_on_attempt(
         # The others wait for this broadcast: they hear of the failure instead of hanging.
         except OSError as error:
             reason = f"{folder.checkpoints} cannot be used ({error}): see to its disk"
-            choice = {"error" if error.errno in PASSING else "bad_input": reason}
+            choice = {"error" if error.errno in TRANSIENT_ERRORS else "bad_input": reason}
         except BadInput as error:
             choice = {"bad_input": str(error)}
         except Unrecoverable as error:
@@ -76,7 +76,7 @@ def agree_on_attempt(
         checkpoint = Checkpoint(Path(path), verify=False) if path is not None else None
     except BadCheckpoint as error:  # rank 0 has read it: what is wrong is here, and may pass
         raise RuntimeError(f"rank {topology.rank} cannot read what rank 0 has: {error}") from error
-    return Attempt(choice["word"], checkpoint, choice["batch_offset"])
+    return Attempt(choice["token"], checkpoint, choice["batch_offset"])
 
 
 def find_start(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
@@ -95,7 +95,7 @@ def find_start(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
 
 
 def _choose(folder: RunFolder, next_batch: int | None, most_returns: int) -> dict[str, Any]:
-    word = claim(folder.checkpoints)
+    token = claim(folder.checkpoints)
     newest, refused = find_start(folder)
     for reason in refused:
         append_event(folder.events_file, "damage", f"passed over a damaged checkpoint: {reason}")
@@ -118,7 +118,7 @@ def _choose(folder: RunFolder, next_batch: int | None, most_returns: int) -> dic
     truncate_metrics(folder.metrics_file, step)
     offsets = [r["next_batch"] - step for r in returns if r["step"] == step]
     return {
-        "word": word,
+        "token": token,
         "path": str(newest.path) if newest is not None else None,
         "batch_offset": offsets[-1] if offsets else None,
     }

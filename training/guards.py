@@ -75,7 +75,7 @@ class SpikeDetector:
     def __init__(self) -> None:
         self._losses: deque[float] = deque(maxlen=_WINDOW)
 
-    def look(self, loss: float | None) -> str | None:
+    def check(self, loss: float | None) -> str | None:
         """Take the next record's loss (None: not finite); what is wrong with it, if anything."""
         if loss is None or not math.isfinite(loss):
             return None  # told elsewhere, as a skipped update

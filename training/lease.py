@@ -166,7 +166,7 @@ def _read(file: Path) -> Holder | None:
 
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Between reading the lease and writing it, nobody else does either."""
+    """Hold an exclusive lock across read-modify-write."""
     descriptor = os.open(file.with_name(f".{file.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
         with contextlib.suppress(OSError):  # a file system without locks: a race of microseconds

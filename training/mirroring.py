@@ -60,12 +60,12 @@ def copy_the_rest(config: RunConfig, *, say: Callable[[str], None]) -> None:
         BadInput: somebody else holds the run.
     """
     if config.checkpoint.mirror is not None:
-        with hold_run(run_folder_of(config)), kept_up(config, say=say):
+        with hold_run(run_folder_of(config)), mirrored(config, say=say):
             pass
 
 
 @contextmanager
-def kept_up(config: RunConfig, *, say: Callable[[str], None]) -> Iterator[None]:
+def mirrored(config: RunConfig, *, say: Callable[[str], None]) -> Iterator[None]:
     """Meanwhile, each checkpoint that appears in the run's folder is copied to its mirror.
 
     A copy that fails is an event, and is tried again, ever more seldom; it never stops the run. At

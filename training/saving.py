@@ -52,7 +52,7 @@ def checkpoint_writer(
 
     writer = CheckpointWriter(
         folder.checkpoints,
-        attempt=attempt.word,
+        attempt=attempt.token,
         max_failures=config.max_failed_writes,
         on_commit=committed,
         on_failure=lambda step, reason: append_event(

@@ -1,8 +1,4 @@
-"""Checks everything that can be wrong with a run before a process is started for it.
-
-What builds a model is imported where that is needed: most starts do not, and torch or transformers
-take longer to import than all of the checks.
-"""
+"""A run's folder while a launcher works on it: held against others, and begun."""
 
 import threading
 from collections.abc import Iterator

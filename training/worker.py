@@ -98,7 +98,7 @@ def _train_from(
         start = resume_start(attempt.checkpoint)
     else:
         start = trainable.first_start(module)
-    start = _pass_over(start, attempt)
+    start = _skip_batches(start, attempt)
     log.info("starting from %s at step %d", start.origin, start.state.step)
     engine, sparsity = build_restored_engine(
         module,
@@ -161,7 +161,7 @@ def _train_from(
         )
 
 
-def _pass_over(start: Start, attempt: Attempt) -> Start:
+def _skip_batches(start: Start, attempt: Attempt) -> Start:
     """`start` with the batches left out that the attempt passes over."""
     if attempt.batch_offset is None:
         return start
@@ -171,15 +171,15 @@ def _pass_over(start: Start, attempt: Attempt) -> Start:
 def _guard_figures(
     process: WorkerProcess, attempt: Attempt, *, loss_name: str
 ) -> Callable[[Mapping[str, Any]], None]:
-    """What the rank that writes the figures does before each record of them."""
+    """A hook that rank 0 runs before each record: check the fence, report loss spikes."""
     spikes = SpikeDetector()
     for record in read_metrics(process.folder.metrics_file):  # resumed, it judges as if it went on
-        spikes.look(record.get(loss_name))
+        spikes.check(record.get(loss_name))
 
     def before_record(record: Mapping[str, Any]) -> None:
         # A group that was cut off and trains on alone must not write into its successor's figures.
-        check_claim(process.folder.checkpoints, attempt.word)
-        if loss_name in record and (found := spikes.look(record[loss_name])):
+        check_claim(process.folder.checkpoints, attempt.token)
+        if loss_name in record and (found := spikes.check(record[loss_name])):
             process.tell("spike", f"step {record['step']}: {found}")
 
     return before_record

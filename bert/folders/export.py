@@ -61,11 +61,6 @@ def export_model(
         True if the folder was written, False if it was there already with the same weights, masks
         and step.
     """
-    if model_config.attention == "token":
-        raise BadInput(
-            "a model trained with model.attention: token cannot be exported: plain BERT would "
-            "attend to the whole sentence, so set model.attention to segment and train again"
-        )
     tokenizer = _build_tokenizer(vocabulary, model_config=model_config)
     rows = model_config.count_rows(vocabulary.size)
     names = _hugging_face_names(model_config, vocab_size=rows, head=head)

@@ -142,12 +142,6 @@ def check_dimensions(source: Source, config: ModelConfig, *, words: int) -> None
         )
 
 
-def refuse_control(source: Source, *, field: str = "model.init_from") -> None:
-    """Refuse a model that cannot read context."""
-    if source.config.attention == "token":
-        raise BadInput(f"{field}: {source.path} is a control that cannot read context")
-
-
 # Checkpoints
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from bert.config import ModelConfig
-from bert.folders.source import open_source, refuse_control
+from bert.folders.source import open_source
 from bert.tasks.finetune_config import FinetuneConfig
 from bert.tasks.inputs import Inputs
 from bert.tasks.model import TaskModel, build_task_model
@@ -39,10 +39,9 @@ def build_task_teacher(
     if config.distillation is None:
         return None
     field = "distillation.teacher"
-    teacher = open_source(  # settle_teacher has verified it
+    teacher = open_source(  # resolve_teacher has verified it
         config.distillation.teacher, field=field, vocabulary=inputs.vocabulary, verified=True
     )
-    refuse_control(teacher, field=field)
     if teacher.labels is not None and teacher.labels != list(inputs.data.labels):
         raise BadInput(
             f"{field}: {teacher.path} tells {', '.join(teacher.labels)} apart, in this order, and "

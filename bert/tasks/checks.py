@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from bert.config import ModelConfig
-from bert.folders.source import Source, open_source, refuse_control
-from bert.origins import begun_with, identify_teacher, settle_teacher, teacher_of
+from bert.folders.source import Source, open_source
+from bert.origins import fingerprint_first_weights, identify_teacher, resolve_teacher, teacher_path
 from bert.tasks.building import build_new_task_model, build_task_teacher
 from bert.tasks.finetune import FinetunePlan
 from bert.tasks.finetune_config import FinetuneConfig
@@ -42,7 +42,7 @@ def check_finetuning(config: FinetuneConfig) -> FinetunePlan:
         BadInput: one sentence on what to change.
     """
     folder = run_folder_of(config)
-    config = config.model_copy(update={"distillation": settle_teacher(config.distillation)})
+    config = config.model_copy(update={"distillation": resolve_teacher(config.distillation)})
     check_advanced(config.zero)
     newest, _ = find_start(folder)
     source: Source | None = None
@@ -58,10 +58,9 @@ def check_finetuning(config: FinetuneConfig) -> FinetunePlan:
         )
         sparsity = old["sparsity"]
         before = old["model"]["init_fingerprint"]
-        init_fingerprint = begun_with(folder, config.model.init_from, before)
+        init_fingerprint = fingerprint_first_weights(folder, config.model.init_from, before)
     else:
         source = open_source(config.model.init_from, vocab=config.model.vocab)
-        refuse_control(source)
         assert source.vocabulary is not None
         model, vocabulary = source.config, source.vocabulary
         sparsity = {"schedule": "frozen"} if source.is_pruned else None
@@ -108,7 +107,7 @@ def check_finetuning(config: FinetuneConfig) -> FinetunePlan:
     return FinetunePlan(
         identity=fields,
         init_from=str(source.path) if source is not None else None,
-        teacher=teacher_of(config.distillation),
+        teacher=teacher_path(config.distillation),
         finished_steps=newest.step if newest is not None else 0,
         total_steps=total_steps,
         is_complete=is_complete,

@@ -215,7 +215,9 @@ def _order_labels(task: TaskConfig, train: Split, there: set[str]) -> tuple[str,
     if not there:
         raise BadInput("task.train has no label at all: look at task.columns.label")
     if len(there) < 2 and task.kind != "multi_label":
-        raise BadInput(f"task.train has the one label {', '.join(there)}: it takes two to learn")
+        raise BadInput(
+            f"task.train has only the label {', '.join(there)}: training needs two or more"
+        )
     return tuple(sorted(there))
 
 

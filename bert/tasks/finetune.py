@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bert.corpora.hub import HUB_PREFIX
-from bert.origins import settle_teacher
+from bert.origins import resolve_teacher
 from bert.tasks.finetune_config import FinetuneConfig
 from training.config import RunConfig
 from training.recipe import RunPlan
@@ -70,6 +70,6 @@ class Finetuning:
         """Collective: the task's examples, batches and teacher of this process."""
         from bert.tasks.finetune_training import TaskTraining
 
-        distillation = settle_teacher(self.config.distillation, plan.teacher)
+        distillation = resolve_teacher(self.config.distillation, plan.teacher)
         config = self.config.model_copy(update={"distillation": distillation})
         return TaskTraining(config, plan, process)

@@ -59,7 +59,7 @@ class CheckpointWriter:
 
         Args:
             folder: the run's checkpoint folder.
-            attempt: the word of this start (fencing.py), the same on all ranks.
+            attempt: the token of this start (fencing.py), the same on all ranks.
             max_failures: failed writes in a row that end training.
             on_commit: called on rank 0, in the thread, with the step that has become visible.
             on_failure: called in the thread, at once, on the rank whose write failed: step, reason.

@@ -1,13 +1,13 @@
 """Which start of a run may write its checkpoints: the last one, and only it.
 
 A worker that a partition cut off, and that comes back after its successor has begun, must not
-damage what the successor writes. Every start has a word of its own, kept in `attempt.json`:
+damage what the successor writes. Every start has a token of its own, kept in `attempt.json`:
 
-    new start      1. writes its word   2. removes all unfinished parts   3. looks for checkpoints
-    every writer   1. writes its part   2. reads the word, and gives up unless it is its own
+    new start      1. writes its token   2. removes all unfinished parts   3. looks for checkpoints
+    every writer   1. writes its part   2. reads the token, and gives up unless it is its own
                    3. renames the part, onto a name that must be free
 
-A writer that read the word before it changed has its part removed before it can rename, or has
+A writer that read the token before it changed has its part removed before it can rename, or has
 renamed before the new start looks. Neither needs a lock, and the clocks do not matter.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from distributed.errors import Unrecoverable
 from distributed.files import remove_folder, sync_folder, write_json
 
-_WORD_FILE = "attempt.json"
+_TOKEN_FILE = "attempt.json"
 
 
 class Superseded(Unrecoverable):
@@ -28,36 +28,36 @@ class Superseded(Unrecoverable):
 
 
 def claim(folder: Path) -> str:
-    """Take over the checkpoint folder; the new word. One process of a start calls it, first."""
+    """Take over the checkpoint folder; the new token. One process of a start calls it, first."""
     folder.mkdir(parents=True, exist_ok=True)
-    word = uuid.uuid4().hex[:12]
-    write_json(folder / _WORD_FILE, {"attempt": word})
+    token = uuid.uuid4().hex[:12]
+    write_json(folder / _TOKEN_FILE, {"attempt": token})
     sync_folder(folder)
     remove_unfinished(folder)
-    return word
+    return token
 
 
-def check_claim(folder: Path, word: str) -> None:
-    """Raise unless `word` is still the last one.
+def check_claim(folder: Path, token: str) -> None:
+    """Raise unless `token` is still the last one.
 
     Raises:
         Superseded: it is not.
         OSError: the folder cannot be read.
     """
     try:
-        current = json.loads((folder / _WORD_FILE).read_bytes())["attempt"]
+        current = json.loads((folder / _TOKEN_FILE).read_bytes())["attempt"]
     except FileNotFoundError:
         return  # nobody has ever claimed this folder
-    if current != word:
+    if current != token:
         raise Superseded(f"{folder} belongs to a later start of this run ({current}): leaving it")
 
 
-def part_folder(folder: Path, name: str, word: str) -> Path:
+def part_folder(folder: Path, name: str, token: str) -> Path:
     """Where `name` is written before it is whole."""
-    return folder / f".{name}.{word}"
+    return folder / f".{name}.{token}"
 
 
-def commit(folder: Path, name: str, word: str) -> Path:
+def commit(folder: Path, name: str, token: str) -> Path:
     """Make a whole part visible as `name`, durably.
 
     Raises:
@@ -65,13 +65,13 @@ def commit(folder: Path, name: str, word: str) -> Path:
         OSError: `name` is there already, or the rename failed: the part is still invisible.
     """
     final = folder / name
-    check_claim(folder, word)
-    part = part_folder(folder, name, word)
+    check_claim(folder, token)
+    part = part_folder(folder, name, token)
     sync_folder(part)
     try:
         os.rename(part, final)
     except FileNotFoundError:
-        check_claim(folder, word)
+        check_claim(folder, token)
         raise
     sync_folder(folder)
     return final

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distributed.errors import BadInput
-from distributed.files import PASSING, encode_json, write_atomically
+from distributed.files import TRANSIENT_ERRORS, encode_json, write_atomically
 
 FORMAT, VERSION = "sparsebert-checkpoint", 2
 MANIFEST = "manifest.json"
@@ -102,7 +102,7 @@ def insist(read: Callable[[], T], file: Path) -> T:
             return read()
         except OSError as error:
             pause = next(pauses, None)
-            if error.errno not in PASSING or pause is None:
+            if error.errno not in TRANSIENT_ERRORS or pause is None:
                 raise BadCheckpoint(f"{file} is not readable: {error}") from error
             time.sleep(pause)
 

@@ -119,7 +119,7 @@ def save_checkpoint(
     Args:
         folder: the run's checkpoint folder, shared by all ranks.
         step: number of finished steps.
-        attempt: the same word on all ranks, from `fencing.claim`, new at each start.
+        attempt: the same token on all ranks, from `fencing.claim`, new at each start.
         partition: what this rank owns.
         packed_masks: keep-masks of owned fragments, packed to bits.
         state: whatever else a resume needs; JSON.

@@ -37,7 +37,7 @@ from training.attempt import newest_step
 from training.events import EventTail, append_event
 from training.folder import last_step, run_folder_of
 from training.lease import refuse_if_held
-from training.mirroring import copy_the_rest, fetch_newer, kept_up
+from training.mirroring import copy_the_rest, fetch_newer, mirrored
 from training.recipe import RunPlan
 from training.session import begin_run, hold_run
 from training.stopping import signals_request_stop
@@ -62,7 +62,7 @@ def run_on_ray(recipe: AnyRecipe) -> int:
     with ray_cluster(config.launch, log_folder=logs) as is_own:
         use_gpu = check_resources(config.launch)
         check_shared_storage(recipe, use_gpu=use_gpu)
-        with hold_run(folder) as lost, kept_up(config, say=print):
+        with hold_run(folder) as lost, mirrored(config, say=print):
             begin_run(recipe, plan)
             logs.mkdir(parents=True)
             return _follow(recipe, plan, attempt, use_gpu=use_gpu, is_own_cluster=is_own, lost=lost)
@@ -186,11 +186,11 @@ def _fit(
             )
             if is_waiting:  # as often as it takes: it costs no restart
                 say(f"waiting: the cluster has no room for {workers} worker(s) at the moment")
-            failures.look()
+            failures.poll()
             unexplained = launch.is_elastic and failures.count == before
             if not is_waiting and (is_start or unexplained):
                 record_failure(attempt, Failure(None, last_line(error), died=True))
-            if failures.look() or failures.is_exhausted:
+            if failures.poll() or failures.is_exhausted:
                 raise
             if not (is_start or launch.is_elastic):
                 raise
@@ -257,7 +257,7 @@ def _follow(
         def is_over() -> bool:
             stop_requested()  # writes the file, if it could not be written before
             events.tell(display.note)
-            return finished.is_set() | failures.look() | lost.is_set()
+            return finished.is_set() | failures.poll() | lost.is_set()
 
         follow_metrics(
             folder.metrics_file, stop=is_over, on_record=display.update, pause=finished.wait

@@ -94,7 +94,7 @@ def ask_when_more_fit(
                 if str(error) not in told:
                     say(f"there is room for more workers, and it is not used: {error}")
                 told.add(str(error))
-                looks = 0  # a node that was lost in the middle of it is no reason for ever
+                looks = 0  # a node lost in the middle of a check must not block growth for good
                 continue
             except Exception as error:  # the cluster is about to end, or did not answer
                 log.warning("the cluster's free places are not known: %s", error)

@@ -1,4 +1,4 @@
-"""What befalls the workers, from Ray Train's controller to the driver: a JSON line an event.
+"""Worker failures: Ray's controller writes them, the driver reads them, one JSON object a line.
 
 Light on purpose: the controller's process imports it, and needs no torch.
 """
@@ -122,7 +122,7 @@ class CrashLoops:
     times: int = 0
     reason: str = ""
 
-    def look(self, failure: Failure, step: int) -> str | None:
+    def diagnose(self, failure: Failure, step: int) -> str | None:
         """Take the next failure, which came after `step` was logged; a diagnosis if it repeats."""
         if step > self.step or failure.reason != self.reason:
             self.step, self.times, self.reason = step, 0, failure.reason
@@ -174,7 +174,7 @@ class Failures:
         """Whether one of them ends the run, whatever restarts are left."""
         return self.bad_input is not None or self.diagnosis is not None or self.has_stopped
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Take the failures that came since the last call; `is_final`."""
         with self._lock:
             for record in self._tail.poll():
@@ -196,7 +196,7 @@ class Failures:
         elif self.restarts_left == 0:
             self.is_exhausted = True
         else:
-            self.diagnosis = self._loops.look(failure, last_step(self._folder.metrics_file))
+            self.diagnosis = self._loops.diagnose(failure, last_step(self._folder.metrics_file))
             if self.diagnosis is None:
                 self.restarts_left -= 1
                 self._say(

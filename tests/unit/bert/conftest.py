@@ -33,10 +33,9 @@ def tiny_config(vocab_file: Path) -> ModelConfig:
 def build_tiny(tiny_config: ModelConfig) -> Callable[..., PretrainingModel]:
     """A tiny model; weights are blown up so that a wrong mask shows."""
 
-    def build(*, attention: str = "segment", seed: int = 1) -> PretrainingModel:
-        config = ModelConfig(**{**tiny_config.model_dump(), "attention": attention})
+    def build(*, seed: int = 1) -> PretrainingModel:
         model = build_model(
-            config,
+            tiny_config,
             vocab_size=len(VOCAB),
             pad_id=0,
             hidden_dropout=0.0,

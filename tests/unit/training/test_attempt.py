@@ -60,9 +60,9 @@ def test_the_newest_good_checkpoint_is_taken_and_later_traces_go(make_run: MakeR
 def test_each_start_shuts_out_the_one_before(make_run: MakeRun) -> None:
     run = make_run(10)
     first, second = begin(run), begin(run)
-    check_claim(run.checkpoints, second.word)
+    check_claim(run.checkpoints, second.token)
     with pytest.raises(Superseded):
-        check_claim(run.checkpoints, first.word)
+        check_claim(run.checkpoints, first.token)
 
 
 def test_where_none_is_good_nothing_is_begun_anew(make_run: MakeRun) -> None:

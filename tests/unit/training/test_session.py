@@ -8,7 +8,12 @@ import pytest
 import yaml
 
 from bert.config import DistillationConfig, PretrainConfig
-from bert.origins import begun_with, settle_teacher, source_fingerprint, teacher_of
+from bert.origins import (
+    fingerprint_first_weights,
+    resolve_teacher,
+    source_fingerprint,
+    teacher_path,
+)
 from bert.pretrain import Pretraining
 from distributed.checkpoint.reading import step_folder
 from distributed.errors import BadInput
@@ -37,9 +42,11 @@ def begun(tmp_path: Path) -> Callable[[Path | None], RunFolder]:
 def test_the_same_source_is_history_whatever_became_of_it(
     begun: Callable[[Path | None], RunFolder],
 ) -> None:
-    assert begun_with(begun(Path("/gone")), Path("/gone"), OLD) == OLD
-    assert begun_with(begun(None), None, None) is None
-    assert begun_with(begun(Path("/gone")), None, OLD) is None, "it began with weights"
+    assert fingerprint_first_weights(begun(Path("/gone")), Path("/gone"), OLD) == OLD
+    assert fingerprint_first_weights(begun(None), None, None) is None
+    assert fingerprint_first_weights(begun(Path("/gone")), None, OLD) is None, (
+        "it began with weights"
+    )
 
 
 def test_another_source_counts_by_its_weights(
@@ -52,14 +59,14 @@ def test_another_source_counts_by_its_weights(
     copy = tmp_path / "copy"
     shutil.copytree(source, copy)
     folder = begun(source)
-    assert begun_with(folder, copy, old) == old
+    assert fingerprint_first_weights(folder, copy, old) == old
     shutil.rmtree(copy)
     make_run(8)
     shutil.copytree(source, copy)
-    assert begun_with(folder, copy, old) != old
-    assert begun_with(folder, None, old) is None
+    assert fingerprint_first_weights(folder, copy, old) != old
+    assert fingerprint_first_weights(folder, None, old) is None
     with pytest.raises(BadInput, match="does not exist"):
-        begun_with(folder, tmp_path / "nowhere", old)
+        fingerprint_first_weights(folder, tmp_path / "nowhere", old)
 
 
 def test_without_a_record_the_weights_are_looked_at(
@@ -67,8 +74,8 @@ def test_without_a_record_the_weights_are_looked_at(
 ) -> None:
     source, folder = make_run(7).path, begun(None)
     folder.config_file.write_text("model: [")
-    assert begun_with(folder, source, OLD) == source_fingerprint(source)
-    assert begun_with(folder, None, None) is None
+    assert fingerprint_first_weights(folder, source, OLD) == source_fingerprint(source)
+    assert fingerprint_first_weights(folder, None, None) is None
 
 
 @pytest.fixture
@@ -99,10 +106,10 @@ def test_another_run_that_began_meanwhile(config: PretrainConfig) -> None:
 def test_a_teacher_stays_who_it_was(make_run: Callable[..., RunFolder]) -> None:
     teacher = make_run(7)
     taught = DistillationConfig(teacher=teacher.path)
-    settled = settle_teacher(taught)
-    first = teacher_of(settled)
+    settled = resolve_teacher(taught)
+    first = teacher_path(settled)
     assert first == str(step_folder(teacher.checkpoints, 7))
     make_run(9)
-    assert teacher_of(settle_teacher(taught)) != first, "it trains on"
-    assert settle_teacher(taught, first) == settled
-    assert settle_teacher(None) is None and teacher_of(None) is None
+    assert teacher_path(resolve_teacher(taught)) != first, "it trains on"
+    assert resolve_teacher(taught, first) == settled
+    assert resolve_teacher(None) is None and teacher_path(None) is None

@@ -280,7 +280,6 @@ def test_a_failure_leaves_nothing_behind(
         ),
         ("num_layers", 1, r"encoder\.layer\.1\..* is too many in the weights"),
         ("intermediate_size", 64, r"intermediate\.dense\.weight is .* float32 \[64, 16\]"),
-        ("attention", "token", r"model\.attention"),
     ],
 )
 def test_another_configuration_is_refused(

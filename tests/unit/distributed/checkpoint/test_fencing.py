@@ -9,16 +9,16 @@ from distributed.checkpoint.fencing import Superseded, check_claim, claim, commi
 NAME = "step-00000010"
 
 
-def write_part(folder: Path, word: str, content: str) -> None:
-    part = part_folder(folder, NAME, word)
+def write_part(folder: Path, token: str, content: str) -> None:
+    part = part_folder(folder, NAME, token)
     part.mkdir(parents=True)
     (part / "rank").write_text(content)
 
 
 def test_a_part_becomes_visible_under_its_name(tmp_path: Path) -> None:
-    word = claim(tmp_path)
-    write_part(tmp_path, word, "a")
-    assert commit(tmp_path, NAME, word) == tmp_path / NAME
+    token = claim(tmp_path)
+    write_part(tmp_path, token, "a")
+    assert commit(tmp_path, NAME, token) == tmp_path / NAME
     assert (tmp_path / NAME / "rank").read_text() == "a"
 
 
@@ -46,12 +46,12 @@ def test_a_claim_between_check_and_rename(tmp_path: Path, monkeypatch: pytest.Mo
     write_part(tmp_path, old, "stale")
     checks = []
 
-    def check_and_lose(folder: Path, word: str) -> None:
+    def check_and_lose(folder: Path, token: str) -> None:
         if not checks:
-            check_claim(folder, word)  # passes
+            check_claim(folder, token)  # passes
             claim(folder)
-        checks.append(word)
-        check_claim(folder, word) if len(checks) > 1 else None
+        checks.append(token)
+        check_claim(folder, token) if len(checks) > 1 else None
 
     monkeypatch.setattr("distributed.checkpoint.fencing.check_claim", check_and_lose)
     with pytest.raises((Superseded, FileNotFoundError)):
@@ -60,10 +60,10 @@ def test_a_claim_between_check_and_rename(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_nothing_that_is_there_is_replaced(tmp_path: Path) -> None:
-    word = claim(tmp_path)
+    token = claim(tmp_path)
     (tmp_path / NAME).mkdir()
     (tmp_path / NAME / "rank").write_text("good")
-    write_part(tmp_path, word, "other")
+    write_part(tmp_path, token, "other")
     with pytest.raises(OSError, match="not empty"):
-        commit(tmp_path, NAME, word)
+        commit(tmp_path, NAME, token)
     assert (tmp_path / NAME / "rank").read_text() == "good"

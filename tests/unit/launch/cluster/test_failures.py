@@ -14,27 +14,27 @@ DIED = Failure(0, "its process died", died=True)
 
 def test_an_exception_that_comes_again_ends_the_run() -> None:
     loops = CrashLoops()
-    assert loops.look(RAISED, 17) is None
-    told = loops.look(RAISED, 17)
+    assert loops.diagnose(RAISED, 17) is None
+    told = loops.diagnose(RAISED, 17)
     assert told is not None and "2 times in a row after step 17 (worker 1: KeyError: 'x')" in told
 
 
 def test_deaths_may_be_accidents_twice() -> None:
     loops = CrashLoops()
-    assert [loops.look(DIED, 17) is None for _ in range(3)] == [True, True, False]
+    assert [loops.diagnose(DIED, 17) is None for _ in range(3)] == [True, True, False]
 
 
 @pytest.mark.parametrize(("failure", "step"), [(RAISED, 18), (Failure(1, "other"), 17)])
 def test_progress_or_another_reason_is_no_loop(failure: Failure, step: int) -> None:
     loops = CrashLoops()
-    assert loops.look(RAISED, 17) is None
-    assert loops.look(failure, step) is None
+    assert loops.diagnose(RAISED, 17) is None
+    assert loops.diagnose(failure, step) is None
 
 
 def test_a_run_that_falls_back_behind_its_crash_is_still_in_the_loop() -> None:
     loops = CrashLoops()
-    assert loops.look(RAISED, 17) is None
-    assert loops.look(RAISED, 16) is not None
+    assert loops.diagnose(RAISED, 17) is None
+    assert loops.diagnose(RAISED, 16) is not None
 
 
 def test_back_off_grows_without_progress_and_is_forgotten_with_it() -> None:
@@ -78,13 +78,13 @@ def test_a_restart_is_told_while_there_are_any_left(tmp_path: Path) -> None:
     for rank in (0, 1):
         with open(tmp_path / FILE_NAME, "a") as file:
             file.write(json.dumps(vars(Failure(rank, f"gone {rank}"))) + "\n")
-        assert not failures.look()
+        assert not failures.poll()
     assert notes == ["worker 0: gone 0; restarting from step 20 (0 restart(s) left)"]
     assert failures.last == Failure(1, "gone 1")
     assert (failures.count, failures.restarts_left, failures.is_exhausted) == (2, 0, True)
     with open(tmp_path / FILE_NAME, "a") as file:
         file.write(json.dumps(vars(Failure(0, "mend it", bad_input=True))) + "\n")
-    assert failures.look()
+    assert failures.poll()
     assert failures.bad_input == Failure(0, "mend it", bad_input=True)
     assert len(notes) == 1
 
@@ -94,9 +94,9 @@ def test_a_group_that_fails_on_the_way_to_a_stop_is_not_started_again(tmp_path: 
     failures = Failures(
         tmp_path, RunFolder(tmp_path), 9, say=notes.append, stop_requested=lambda: True
     )
-    assert not failures.look()
+    assert not failures.poll()
     (tmp_path / FILE_NAME).write_text(json.dumps(vars(Failure(1, "gone"))) + "\n")
-    assert failures.look() and failures.has_stopped
+    assert failures.poll() and failures.has_stopped
     assert notes == ["worker 1: gone; not restarting, as a stop was asked for"]
 
 
@@ -115,5 +115,5 @@ def test_what_a_restart_cannot_mend_ends_the_run(
     )
     lines = [json.dumps(vars(failure)) + "\n" for failure in written]
     (tmp_path / FILE_NAME).write_text("".join(lines))
-    assert failures.look()
+    assert failures.poll()
     assert failures.diagnosis is not None and words in failures.diagnosis
