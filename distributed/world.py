@@ -1,4 +1,4 @@
-"""Who this process is among all, on which device it computes, and how the processes meet."""
+"""Who this process is among all, on which device it computes, and how the processes meet and agree.
 
 import json
 import logging

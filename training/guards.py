@@ -1,6 +1,7 @@
-"""What to do about an update that was not made because a gradient was not finite.
+"""What to do when figures go wrong: gradients that are not finite, and losses that jump.
 
-The weights are untouched then. What differs is whether, and from where, training goes on:
+An update whose gradient is not finite is not made, and the weights stay. What differs is whether,
+and from where, training goes on:
 
     skip       with the next rows, up to so many times in a row
     stop       not at all

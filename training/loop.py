@@ -1,7 +1,7 @@
 """The training loop, of pretraining and of fine-tuning: what differs is batches and validation.
 
 `train` takes finished objects and returns the final state. It builds nothing and restores nothing:
-a fresh run is a restore from the initial weights (see restoring.py).
+a fresh run is a restore from the initial weights (see start.py).
 """
 
 import math

@@ -3,7 +3,7 @@
 Each rank writes the fragments that it owns: fp32 masters, optimizer moments and whatever else is
 kept by fragment, as one safetensors file whose keys are `kind|parameter|start|length`. Beside them
 lies `manifest.json` (checkpoint_manifest.py): step, sizes, checksums, parameters, and the caller's
-state. How they are written is told in checkpoint_writer.py; here they are read.
+state. How they are written is told in writing.py; here they are read.
 
 Loading is the inverse on ranges: whoever needs [start, start + length) of a parameter gets it
 pieced together from the fragments that overlap it. Only that imports torch: a checkpoint is found

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ from launch.cluster.worker import train_on_ray
 from launch.progress import ProgressDisplay, follow_metrics, print_notes, report_end
 from launch.recipes import AnyRecipe, pack
 from training.attempt import newest_step
+from training.config import LaunchConfig
 from training.events import EventTail, append_event
-from training.folder import last_step, run_folder_of
+from training.folder import RunFolder, last_step, run_folder_of
 from training.lease import refuse_if_held
 from training.mirroring import copy_the_rest, fetch_newer, mirrored
 from training.recipe import RunPlan
@@ -65,46 +67,62 @@ def run_on_ray(recipe: AnyRecipe) -> int:
         with hold_run(folder) as lost, mirrored(config, say=print):
             begin_run(recipe, plan)
             logs.mkdir(parents=True)
-            return _follow(recipe, plan, attempt, use_gpu=use_gpu, is_own_cluster=is_own, lost=lost)
+            return _follow(_Start(recipe, plan, attempt, use_gpu, is_own), lost)
 
 
-def _build_trainer(
-    recipe: AnyRecipe,
-    plan: RunPlan,
-    attempt: Path,
-    *,
-    number: int,
-    workers: int,
-    restarts: int,
-    use_gpu: bool,
-    is_own_cluster: bool,
-) -> Any:
+@dataclass(frozen=True)
+class _Start:
+    """One start of a run on a cluster."""
+
+    recipe: AnyRecipe
+    plan: RunPlan
+    attempt: Path  # its folder in the run's
+    use_gpu: bool
+    is_own_cluster: bool
+
+    @property
+    def launch(self) -> LaunchConfig:
+        """Where the run runs."""
+        return self.recipe.config.launch
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's."""
+        return run_folder_of(self.recipe.config)
+
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.recipe.is_finished(self.plan, newest_step(self.folder))
+
+
+def _build_trainer(start: _Start, number: int, *, workers: int, restarts: int) -> Any:
+    """A trainer for the start's group of this number."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.config import LoggingConfig
 
-    config = recipe.config
+    launch, attempt = start.launch, start.attempt
     # A group of another size is a run of its own to Ray. One that cannot start is seen to here:
     # Ray would try for ever, without a word.
     failure_config = (
         FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
-        if config.launch.is_elastic
+        if launch.is_elastic
         else FailureConfig(max_failures=restarts, controller_failure_limit=0)
     )
     return build_trainer(
-        is_own_cluster=is_own_cluster,
+        is_own_cluster=start.is_own_cluster,
         train_loop_per_worker=train_on_ray,
         train_loop_config={
-            **pack(recipe, plan),
-            "use_gpu": use_gpu,
+            **pack(start.recipe, start.plan),
+            "use_gpu": start.use_gpu,
             "resize_request": str(attempt / f"resize-{number}"),
         },
         scaling_config=ScalingConfig(
             num_workers=workers,
-            use_gpu=use_gpu,
-            placement_strategy=config.launch.placement.upper(),
+            use_gpu=start.use_gpu,
+            placement_strategy=launch.placement.upper(),
             resources_per_worker={
-                "CPU": config.launch.cpus_per_worker,
-                **({"GPU": 1} if use_gpu else {}),
+                "CPU": launch.cpus_per_worker,
+                **({"GPU": 1} if start.use_gpu else {}),
             },
         ),
         backend_config=build_backend_config(),
@@ -113,19 +131,15 @@ def _build_trainer(
             storage_path=str(attempt.parent),
             failure_config=failure_config,
             logging_config=LoggingConfig(log_level="ERROR"),
-            callbacks=[build_callback(attempt, run_folder_of(config).metrics_file)],
+            callbacks=[build_callback(attempt, start.folder.metrics_file)],
         ),
     )
 
 
 def _fit(
-    recipe: AnyRecipe,
-    plan: RunPlan,
-    attempt: Path,
-    *,
-    use_gpu: bool,
-    is_own_cluster: bool,
+    start: _Start,
     failures: Failures,
+    *,
     over: threading.Event,
     stop_requested: Callable[[], bool],
 ) -> None:
@@ -140,7 +154,7 @@ def _fit(
     from ray.train import ControllerError, TrainingFailedError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-    folder, launch = run_folder_of(recipe.config), recipe.config.launch
+    folder, launch, use_gpu = start.folder, start.launch, start.use_gpu
     back_off = BackOff()
 
     def say(message: str) -> None:
@@ -155,17 +169,8 @@ def _fit(
             return  # what was saved last is what there is
         if launch.is_elastic:
             say(f"{workers} worker(s) of at most {launch.most_workers}")
-        request = attempt / f"resize-{number}"
-        trainer = _build_trainer(
-            recipe,
-            plan,
-            attempt,
-            number=number,
-            workers=workers,
-            restarts=failures.restarts_left,
-            use_gpu=use_gpu,
-            is_own_cluster=is_own_cluster,
-        )
+        request = start.attempt / f"resize-{number}"
+        trainer = _build_trainer(start, number, workers=workers, restarts=failures.restarts_left)
         before = failures.count
         try:
             with ask_when_more_fit(
@@ -173,12 +178,12 @@ def _fit(
                 request,
                 use_gpu=use_gpu,
                 is_full=workers == launch.most_workers,
-                check=lambda: check_shared_storage(recipe, use_gpu=use_gpu),
+                check=lambda: check_shared_storage(start.recipe, use_gpu=use_gpu),
                 say=say,
             ):
                 trainer.fit()
         except TrainingFailedError as error:
-            if recipe.is_finished(plan, newest_step(folder)):
+            if start.is_finished():
                 return  # the group's end failed, not its work
             is_start = isinstance(error, ControllerError)
             is_waiting = not launch.is_elastic and (
@@ -189,7 +194,7 @@ def _fit(
             failures.poll()
             unexplained = launch.is_elastic and failures.count == before
             if not is_waiting and (is_start or unexplained):
-                record_failure(attempt, Failure(None, last_line(error), died=True))
+                record_failure(start.attempt, Failure(None, last_line(error), died=True))
             if failures.poll() or failures.is_exhausted:
                 raise
             if not (is_start or launch.is_elastic):
@@ -197,42 +202,25 @@ def _fit(
             if over.wait(back_off.next_seconds(last_step(folder.metrics_file))):
                 raise
             continue
-        if not request.exists() or is_over() or recipe.is_finished(plan, newest_step(folder)):
+        if not request.exists() or is_over() or start.is_finished():
             return
         say("saved and starting again: there is room for more workers")
 
 
-def _follow(
-    recipe: AnyRecipe,
-    plan: RunPlan,
-    attempt: Path,
-    *,
-    use_gpu: bool,
-    is_own_cluster: bool,
-    lost: threading.Event,
-) -> int:
+def _follow(start: _Start, lost: threading.Event) -> int:
     """Train and show it until it ends, or the run is `lost` to another launcher; the exit code.
 
     Raises:
         BadInput: a worker met it; there is no restart.
     """
-    config, folder, total = recipe.config, run_folder_of(recipe.config), plan.total_steps
-    launch = config.launch
+    folder, launch, attempt, plan = start.folder, start.launch, start.attempt, start.plan
+    name, total = start.recipe.config.name, plan.total_steps
     outcome: dict[str, BaseException] = {}
     finished, over = threading.Event(), threading.Event()
 
     def fit() -> None:
         try:
-            _fit(
-                recipe,
-                plan,
-                attempt,
-                use_gpu=use_gpu,
-                is_own_cluster=is_own_cluster,
-                failures=failures,
-                over=over,
-                stop_requested=stop_requested,
-            )
+            _fit(start, failures, over=over, stop_requested=stop_requested)
         except BaseException as error:
             outcome["error"] = error
         finally:
@@ -240,7 +228,7 @@ def _follow(
 
     with (
         signals_request_stop(folder.stop_file) as stop_requested,
-        ProgressDisplay(total, start_step=plan.finished_steps, label=config.name) as display,
+        ProgressDisplay(total, start_step=plan.finished_steps, label=name) as display,
     ):
         failures = Failures(
             attempt,
@@ -275,5 +263,4 @@ def _follow(
         reason = failures.last or last_line(outcome["error"])
         print(f"error: training failed, {reason} (logs: {folder.logs}, {attempt})", file=sys.stderr)
         return 1
-    newest = newest_step(folder)
-    return report_end(folder, newest, total, ended_early=recipe.is_finished(plan, newest))
+    return report_end(folder, newest_step(folder), total, ended_early=start.is_finished())
