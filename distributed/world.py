@@ -1,4 +1,4 @@
-"""Who this process is among all, on which device it computes, and how the processes meet and agree.
+"""Who this process is among all, on which device it computes, and how all meet and agree."""
 
 import json
 import logging
