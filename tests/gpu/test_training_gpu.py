@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.gpu.training import SETUPS, Setup, compare, read_runs, train, train_on_cpu
+from tests.gpu.comparison import SETUPS, Setup, compare, read_runs, train, train_on_cpu
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

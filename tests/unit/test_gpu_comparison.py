@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.gpu.training import BOUNDS, SETUPS, Setup, compare
+from tests.gpu.comparison import BOUNDS, SETUPS, Setup, compare
 
 LOSSES = [5.0, 4.0, 3.0, 2.0]
 DIGESTS = {"0": "aa", "50": "bb", "end": "bb"}

@@ -1,6 +1,6 @@
 """A short pretraining run with pruning on any device, to compare a GPU's with the CPU's.
 
-    python -m tests.gpu.training FILE STEPS     # the CPU's runs, a JSON line each
+    python -m tests.gpu.comparison FILE STEPS     # the CPU's runs, a JSON line each
 
 Masks are compared exactly, in two ways. `one_shot` prunes once, before the first step, when all
 devices hold the same weights: masks and digest must be those of the CPU's run at the end as well.
@@ -199,7 +199,7 @@ def train_on_cpu(file: Path, steps: int) -> subprocess.Popen[bytes]:
     """Start the CPU's runs in a process of their own: DeepSpeed serves one kind of device a
     process.
     """
-    command = [sys.executable, "-m", "tests.gpu.training", str(file), str(steps)]
+    command = [sys.executable, "-m", "tests.gpu.comparison", str(file), str(steps)]
     # The model is so small that more threads only wait for each other.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=environment)
