@@ -20,9 +20,8 @@ from distributed.checkpoint.manifest import MANIFEST
 from distributed.checkpoint.reading import MASK, MASTER, Checkpoint, find_newest
 from distributed.errors import BadInput
 from distributed.files import sha256_of
+from training.folder import RunFolder
 
-# Of a run's folder, what a model is found by (training/folder.py has the whole layout).
-CHECKPOINTS, BEST, RESULTS, IDENTITY = "checkpoints", "best", "results.json", "identity.json"
 # Heads that a run may go on with; others are read if they can be.
 _NEEDED = (*ENCODER, "cls.predictions.")
 
@@ -49,9 +48,10 @@ def find_model(path: Path, *, verified: bool = False) -> Model:
         BadInput: it is none of these, damaged, or a run without a good checkpoint.
     """
     if is_run(path):
+        run = RunFolder(path)
         # Of fine-tuning, once it is done, the one that dev chose.
         checkpoint, refused = find_newest(
-            path / (BEST if (path / RESULTS).exists() else CHECKPOINTS)
+            run.best if run.results_file.exists() else run.checkpoints
         )
         if checkpoint is not None:
             return checkpoint
@@ -69,7 +69,8 @@ def find_model(path: Path, *, verified: bool = False) -> Model:
 
 def is_run(path: Path) -> bool:
     """Whether `path` looks like a run folder."""
-    return (path / CHECKPOINTS).is_dir() or (path / IDENTITY).is_file()
+    run = RunFolder(path)
+    return run.checkpoints.is_dir() or run.identity_file.is_file()
 
 
 def is_folder(path: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bert.config import PretrainConfig
-from bert.folders.model_files import BEST, CHECKPOINTS, IDENTITY, RESULTS, find_model, path_of
+from bert.folders.model_files import find_model, path_of
 from bert.pretrain import identity
 from distributed.errors import BadInput
 from tests.unit.conftest import damage
@@ -208,9 +208,10 @@ def test_a_model_of_a_run_is_its_newest_good_checkpoint(make_run: MakeRun) -> No
         find_model(run.path)
 
 
-def test_a_model_is_found_where_runs_put_it(folder: RunFolder) -> None:
+def test_a_run_keeps_its_names_on_disk(folder: RunFolder) -> None:
+    """Runs of earlier releases are found by them."""
     places = [folder.checkpoints, folder.best, folder.results_file, folder.identity_file]
-    names = [CHECKPOINTS, BEST, RESULTS, IDENTITY]
+    names = ["checkpoints", "best", "results.json", "identity.json"]
     assert places == [folder.path / name for name in names]
 
 
