@@ -5,7 +5,7 @@ half the time that torch and transformers take to import.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from bert.architecture import is_prunable, weight_shapes
 from bert.config import PretrainConfig
@@ -15,23 +15,23 @@ from bert.origins import fingerprint_first_weights, identify_teacher, resolve_te
 from bert.vocabulary import Vocabulary, load_vocabulary
 from sparsity.targets import build_scopes
 from training.attempt import find_start
-from training.config import RunConfig
 from training.folder import run_folder_of
 from training.identity import FREE_TRAIN_FIELDS, check_identity
-from training.recipe import RunPlan
+from training.recipe import Recipe, RunPlan
 
 if TYPE_CHECKING:
     from bert.pretrain_training import MaskedLanguageModelling
     from training.process import WorkerProcess
 
 
-class Pretraining:
+class Pretraining(Recipe[RunPlan]):
     """The recipe of one pretraining run."""
 
-    name: ClassVar[str] = "pretrain"
-    config_type: ClassVar[type[RunConfig]] = PretrainConfig
-    plan_type: ClassVar[type[RunPlan]] = RunPlan
-    training_module: ClassVar[str] = "bert.pretrain_training"
+    config: PretrainConfig
+    name = "pretrain"
+    config_type = PretrainConfig
+    plan_type = RunPlan
+    training_module = "bert.pretrain_training"
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
@@ -39,9 +39,6 @@ class Pretraining:
     def check(self) -> RunPlan:
         """See `check_pretraining`."""
         return check_pretraining(self.config)
-
-    def begin(self, plan: RunPlan) -> None:
-        """Nothing but what every run begins with."""
 
     def is_finished(self, plan: RunPlan, finished_steps: int) -> bool:
         """Whether all steps are done."""

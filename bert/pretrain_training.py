@@ -1,8 +1,7 @@
 """Pretraining as a worker trains it; the recipe is in pretrain.py."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,14 +17,14 @@ from bert.teacher import DistilledBatches
 from bert.transfer import transfer_start
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.errors import BadInput
-from training.batches import Batches, Validation
+from training.batches import Validation
 from training.process import WorkerProcess
-from training.recipe import RunPlan
+from training.recipe import RunPlan, Trainable
 from training.start import Start, fresh_start
 from training.state import TrainState, Weight
 
 
-class MaskedLanguageModelling:
+class MaskedLanguageModelling(Trainable):
     """One pretraining run in one of its processes."""
 
     def __init__(self, config: PretrainConfig, plan: RunPlan, process: WorkerProcess) -> None:
@@ -43,7 +42,7 @@ class MaskedLanguageModelling:
             cache_dir=process.folder.cache,
         )
         teacher = build_teacher(config, self._vocabulary, device=process.topology.device)
-        self.batches: Batches = batches if teacher is None else DistilledBatches(batches, teacher)
+        self.batches = batches if teacher is None else DistilledBatches(batches, teacher)
         self.train_config, self.sparsity = config.train, config.sparsity
         self.save_interval_steps = config.checkpoint.interval_steps
         self.flops_per_token = flops_per_token(
@@ -52,9 +51,9 @@ class MaskedLanguageModelling:
             max_seq_len=config.data.max_seq_len,
             mlm_probability=config.data.mlm_probability,
         )
-        self.matrix_titles: Mapping[str, str] = SHORT_TITLES
-        self.digests: Mapping[str, str | None] = digests_of(plan.identity)
-        self.described: Mapping[str, Any] = {"config": config.model_dump(mode="json")}
+        self.matrix_titles = SHORT_TITLES
+        self.digests = digests_of(plan.identity)
+        self.described = {"config": config.model_dump(mode="json")}
 
     def build_module(self) -> PretrainingModel:
         """The run's model with new weights."""
@@ -81,15 +80,6 @@ class MaskedLanguageModelling:
             topology=self._process.topology,
             cache_dir=self._process.folder.cache,
         )
-
-    def before_save(self, state: TrainState) -> None:
-        """Nothing."""
-
-    def after_commit(self, step: int) -> None:
-        """Nothing."""
-
-    def finish(self, state: TrainState, beat: Callable[[], None]) -> None:
-        """Nothing."""
 
 
 def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> "PretrainingModel":

@@ -47,10 +47,7 @@ class Recipe(Protocol[Plan]):
     config_type: ClassVar[type[RunConfig]]
     plan_type: ClassVar[type[RunPlan]]
     training_module: ClassVar[str]  # what `build` imports, which takes seconds
-
-    @property
-    def config(self) -> RunConfig:
-        """With absolute paths."""
+    config: RunConfig  # with absolute paths
 
     def check(self) -> Plan:
         """Check everything that can be wrong; writes nothing.
@@ -61,6 +58,7 @@ class Recipe(Protocol[Plan]):
 
     def begin(self, plan: Plan) -> None:
         """Write what the run begins with, beside what every run does (session.py)."""
+        return None
 
     def is_finished(self, plan: Plan, finished_steps: int) -> bool:
         """Whether nothing is left to do."""
@@ -102,9 +100,12 @@ class Trainable(Protocol):
 
     def before_save(self, state: "TrainState") -> None:
         """A checkpoint of `state` is about to be written."""
+        return None
 
     def after_commit(self, step: int) -> None:
         """On rank 0, in the writer's thread: the checkpoint of `step` is visible."""
+        return None
 
     def finish(self, state: "TrainState", beat: Callable[[], None]) -> None:
         """Collective: what follows training that ended at `state`, which may be a stop."""
+        return None

@@ -70,18 +70,18 @@ def run_pytest(paths: Sequence[str]) -> dict[str, Any]:
 
 def steps(*, device: str, smoke: bool) -> Iterator[dict[str, Any]]:
     """200 steps at each stage: the CPU's losses within a bound, and the CPU's masks exactly."""
-    from tests.gpu import training
+    from tests.gpu import comparison
 
     count = 4 if smoke else 200
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cpu.jsonl"
-        process = training.train_on_cpu(file, count)
-        ours = {setup: training.train(device, setup, steps=count) for setup in training.SETUPS}
+        process = comparison.train_on_cpu(file, count)
+        ours = {setup: comparison.train(device, setup, steps=count) for setup in comparison.SETUPS}
         if process.wait():
             raise RuntimeError(f"the runs on the CPU ended with code {process.returncode}")
-        theirs = training.read_runs(file)
+        theirs = comparison.read_runs(file)
     yield {"losses": {setup.name: run["losses"] for setup, run in ours.items()}}
     for setup, run in ours.items():
-        difference = training.compare(setup, run, theirs[setup.on_cpu.name])
+        difference = comparison.compare(setup, run, theirs[setup.on_cpu.name])
         yield {f"{setup.name}: losses differ by": difference}
-    yield {"masks": "the CPU's", "digest": ours[training.SETUPS[0]]["digests"]["end"]}
+    yield {"masks": "the CPU's", "digest": ours[comparison.SETUPS[0]]["digests"]["end"]}

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bert.corpora.formats import FIELDS, Format, check_source
-from bert.corpora.inputs import Input, list_inputs
+from bert.corpora.inputs import Input
 from bert.corpora.manifest import Source
 from bert.corpora.markup import DOC, DOC_LINE, END_OF_TEXT, END_OF_TEXT_LINE
 from bert.corpora.pubmed import read_pubmed
@@ -47,11 +47,6 @@ class Document:
     text: str
     input: str  # the input it came from, as in `Input.name`
     format: Format
-
-
-def read_documents(source: Source, paths: Iterable[str | os.PathLike[str]]) -> Iterator[Document]:
-    """Every document of `paths`: list_inputs() and read_inputs() in one, without the counts."""
-    return read_inputs(source, list_inputs(source, paths).read, dropped=Counter())
 
 
 def read_inputs(

@@ -4,13 +4,12 @@ What checks and trains is imported when it is used: it needs torch.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from bert.corpora.hub import HUB_PREFIX
 from bert.origins import resolve_teacher
 from bert.tasks.finetune_config import FinetuneConfig
-from training.config import RunConfig
-from training.recipe import RunPlan
+from training.recipe import Recipe, RunPlan
 
 if TYPE_CHECKING:
     from bert.tasks.finetune_training import TaskTraining
@@ -27,13 +26,14 @@ class FinetunePlan(RunPlan):
     labels: list[str]  # in the order of the model's outputs
 
 
-class Finetuning:
+class Finetuning(Recipe[FinetunePlan]):
     """The recipe of one seed's run."""
 
-    name: ClassVar[str] = "finetune"
-    config_type: ClassVar[type[RunConfig]] = FinetuneConfig
-    plan_type: ClassVar[type[RunPlan]] = FinetunePlan
-    training_module: ClassVar[str] = "bert.tasks.finetune_training"
+    config: FinetuneConfig
+    name = "finetune"
+    config_type = FinetuneConfig
+    plan_type = FinetunePlan
+    training_module = "bert.tasks.finetune_training"
 
     def __init__(self, config: FinetuneConfig) -> None:
         self.config = config

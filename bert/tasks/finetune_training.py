@@ -8,10 +8,9 @@ results     runs/NAME/seed-1/results.json and predictions.jsonl, by rank 0
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -35,10 +34,10 @@ from bert.vocabulary import load_vocabulary
 from distributed.checkpoint.reading import Checkpoint, list_steps, step_folder
 from distributed.world import broadcast_json
 from sparsity.schedule import SparsityConfig
-from training.batches import Batches
 from training.events import append_event
 from training.folder import RunFolder, read_metrics
 from training.process import WorkerProcess
+from training.recipe import Trainable
 from training.start import Start, resume_start
 from training.state import TrainState, Weight
 from training.worker import build_restored_engine
@@ -46,7 +45,7 @@ from training.worker import build_restored_engine
 log = logging.getLogger(__name__)
 
 
-class TaskTraining:
+class TaskTraining(Trainable):
     """One seed's run in one of its processes."""
 
     def __init__(self, config: FinetuneConfig, plan: FinetunePlan, process: WorkerProcess) -> None:
@@ -61,16 +60,16 @@ class TaskTraining:
         self.sparsity = SparsityConfig.model_validate(plan.sparsity) if plan.sparsity else None
         teacher = build_task_teacher(config, inputs, device=process.topology.device)
         batches = self._batches_of("train")
-        self.batches: Batches = batches if teacher is None else DistilledBatches(batches, teacher)
+        self.batches = batches if teacher is None else DistilledBatches(batches, teacher)
         # A checkpoint for every evaluation: one of them is the model.
         self.save_interval_steps = config.train.evaluation_interval_steps(num_rows)
         self.flops_per_token = flops_per_token(
             self._model, vocab_size=0, max_seq_len=config.task.max_seq_len, mlm_probability=0.0
         )
-        self.matrix_titles: Mapping[str, str] = SHORT_TITLES
-        self.digests: Mapping[str, str | None] = digests_of(plan.identity)
+        self.matrix_titles = SHORT_TITLES
+        self.digests = digests_of(plan.identity)
         model = self._model.model_dump(mode="json")
-        self.described: Mapping[str, Any] = {
+        self.described = {
             "config": {**config.model_dump(mode="json"), "model": model},
             "labels": list(inputs.data.labels),
         }

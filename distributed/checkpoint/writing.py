@@ -105,37 +105,6 @@ class HostCopy:
         return buffer
 
 
-def save_checkpoint(
-    folder: Path,
-    *,
-    step: int,
-    attempt: str,
-    partition: Partition,
-    packed_masks: Mapping[Fragment, torch.Tensor],
-    state: Mapping[str, Any],
-) -> Path:
-    """Write this rank's part and wait for the commit: every rank calls it, without a collective.
-
-    Args:
-        folder: the run's checkpoint folder, shared by all ranks.
-        step: number of finished steps.
-        attempt: the same token on all ranks, from `fencing.claim`, new at each start.
-        partition: what this rank owns.
-        packed_masks: keep-masks of owned fragments, packed to bits.
-        state: whatever else a resume needs; JSON.
-
-    Raises:
-        TimeoutError: another rank's part or the commit did not appear in time.
-        Superseded: a later start of the run has taken over.
-    """
-    snapshot = HostCopy().take(partition, step=step, packed_masks=packed_masks, state=state)
-    write_snapshot(folder, snapshot, attempt=attempt)
-    final = step_folder(folder, step)
-    if snapshot.rank:
-        _await(final.exists, f"rank 0's commit of {final}")
-    return final
-
-
 def write_snapshot(
     folder: Path,
     snapshot: Snapshot,
@@ -148,7 +117,7 @@ def write_snapshot(
     Args:
         folder: the run's checkpoint folder.
         snapshot: what to write.
-        attempt: see `save_checkpoint`.
+        attempt: the same token on all ranks, from `fencing.claim`, new at each start.
         abandoned: asked while rank 0 waits.
 
     Raises:

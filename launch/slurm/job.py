@@ -31,7 +31,7 @@ _POLL_SECONDS = 0.2
 _MOST_VAIN_STARTS = 3
 
 
-class StopRequest:
+class SignalRelay:
     """The first signal to this process, passed on to training."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class StopRequest:
 
 def run_job(arguments: list[str]) -> int:
     """Train within this job; the exit code."""
-    request = StopRequest()
+    request = SignalRelay()
     # As in sbatch's own options: name=seed-%a makes each member of a job array a run of its own.
     index = os.environ.get("SLURM_ARRAY_TASK_ID", "%a")
     arguments = [argument.replace("%a", index) for argument in arguments]
@@ -95,7 +95,7 @@ def run_job(arguments: list[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _train(arguments: list[str], cluster: Cluster, request: StopRequest) -> int:
+def _train(arguments: list[str], cluster: Cluster, request: SignalRelay) -> int:
     """Run `sparsebert pretrain` on the cluster; its exit code.
 
     Raises:

@@ -11,11 +11,11 @@ import torch
 from distributed.checkpoint.manifest import MANIFEST, BadCheckpoint, seal
 from distributed.checkpoint.reading import MASK, MASTER, Checkpoint, find_newest, list_steps
 from distributed.checkpoint.retention import remove_old
-from distributed.checkpoint.writing import save_checkpoint
 from distributed.config import CheckpointConfig
 from distributed.partition_check import check_partition
 from sparsity.controller import SparsityController
 from sparsity.schedule import SparsityConfig
+from tests.checkpoints import save_checkpoint
 from tests.multiprocess import pool
 from tests.multiprocess.toy import (
     PRUNABLE,

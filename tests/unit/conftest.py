@@ -15,10 +15,10 @@ from bert.config import ModelConfig, PretrainConfig
 from bert.model import build_model
 from bert.pretrain import identity
 from bert.vocabulary import SPECIAL_TOKENS, load_vocabulary
-from distributed.checkpoint.writing import save_checkpoint
 from distributed.fragment import Fragment
 from distributed.hashing import hex_digest, name_hash, position_hash
 from sparsity.selection.masks import FragmentMask
+from tests.checkpoints import save_checkpoint
 from training.folder import RunFolder
 from training.identity import write_identity
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from distributed.checkpoint.writing import save_checkpoint
 from distributed.fragment import Fragment
+from tests.checkpoints import save_checkpoint
 
 NUMELS = {"encoder.weight": 101, "encoder.bias": 7, "odd|name": 3}
 STEP = 50

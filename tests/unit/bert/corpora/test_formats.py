@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from bert.corpora.formats import HEAD_BYTES, detect_format
-from bert.corpora.readers import read_documents
 from distributed.errors import BadInput
+from tests.unit.bert.corpora.reading import read_documents
 
 SAMPLES = Path(__file__).parents[4] / "samples"
 ONE = "The house by the river was built long ago, and the people, who had waited, were glad."

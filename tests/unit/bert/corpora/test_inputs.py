@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bert.corpora.inputs import list_inputs
-from bert.corpora.readers import read_documents
 from distributed.errors import BadInput
+from tests.unit.bert.corpora.reading import read_documents
 from tests.unit.bert.corpora.test_pubmed import citation, text, write
 
 PAGE = "<!DOCTYPE html>\n<html><body><table><tr><td>30,000</td></tr></table></body></html>\n"

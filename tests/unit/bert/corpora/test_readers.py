@@ -13,8 +13,9 @@ from bert.corpora import readers
 from bert.corpora.formats import detect_format
 from bert.corpora.inputs import list_inputs
 from bert.corpora.manifest import Source
-from bert.corpora.readers import read_documents, read_inputs
+from bert.corpora.readers import read_inputs
 from distributed.errors import BadInput
+from tests.unit.bert.corpora.reading import read_documents
 
 SAMPLES = Path(__file__).parents[4] / "samples"
 
