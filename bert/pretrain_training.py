@@ -11,9 +11,10 @@ from bert.config import PretrainConfig
 from bert.corpora.batches import build_training_batches
 from bert.evaluation import build_evaluator
 from bert.folders.model_files import read_verified
-from bert.model import PretrainingModel, flops_per_token, list_weights
+from bert.folders.source import open_source
+from bert.model import PretrainingModel, build_model, flops_per_token, list_weights
 from bert.origins import digests_of
-from bert.teacher import DistilledBatches
+from bert.teacher import DistilledBatches, load_teacher
 from bert.transfer import transfer_start
 from bert.vocabulary import Vocabulary, load_vocabulary
 from distributed.errors import BadInput
@@ -27,9 +28,11 @@ from training.state import TrainState, Weight
 class MaskedLanguageModelling(Trainable):
     """One pretraining run in one of its processes."""
 
+    config: PretrainConfig
+
     def __init__(self, config: PretrainConfig, plan: RunPlan, process: WorkerProcess) -> None:
-        """Collective: open the corpus and load the teacher."""
-        self._config, self._plan, self._process = config, plan, process
+        """Open the corpus and load the teacher."""
+        self.config, self._plan, self._process = config, plan, process
         self._vocabulary = load_vocabulary(config.model.vocab)
         batches = build_training_batches(
             config.data,
@@ -57,7 +60,7 @@ class MaskedLanguageModelling(Trainable):
 
     def build_module(self) -> PretrainingModel:
         """The run's model with new weights."""
-        return build_new_model(self._config, self._vocabulary)
+        return build_new_model(self.config, self._vocabulary)
 
     def weights(self, module: nn.Module) -> list[Weight]:
         """BERT's, by canonical name."""
@@ -73,10 +76,10 @@ class MaskedLanguageModelling(Trainable):
     def validation(self, state: TrainState, beat: Callable[[], None]) -> Validation:
         """The loss on evaluation.sets."""
         return build_evaluator(
-            self._config.evaluation,
-            self._config.data,
+            self.config.evaluation,
+            self.config.data,
             vocabulary=self._vocabulary,
-            micro_batch_rows=self._config.train.micro_batch_rows,
+            micro_batch_rows=self.config.train.micro_batch_rows,
             topology=self._process.topology,
             cache_dir=self._process.folder.cache,
         )
@@ -84,8 +87,6 @@ class MaskedLanguageModelling(Trainable):
 
 def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> "PretrainingModel":
     """The run's model with new weights."""
-    from bert.model import build_model
-
     return build_model(
         config.model,
         vocab_size=config.model.count_rows(vocabulary.size),
@@ -98,8 +99,8 @@ def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> "Pretrain
 
 
 def build_teacher(
-    config: PretrainConfig, vocabulary: Vocabulary, *, device: "torch.device | str"
-) -> "PretrainingModel | None":
+    config: PretrainConfig, vocabulary: Vocabulary, *, device: torch.device | str
+) -> PretrainingModel | None:
     """The model that distillation.teacher names; None without one.
 
     Raises:
@@ -107,12 +108,6 @@ def build_teacher(
     """
     if config.distillation is None:
         return None
-    import torch
-
-    from bert.folders.source import open_source
-    from bert.model import build_model
-    from bert.teacher import load_teacher
-
     field = "distillation.teacher"
     teacher = open_source(  # resolve_teacher has verified it
         config.distillation.teacher, field=field, vocabulary=vocabulary, verified=True

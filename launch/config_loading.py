@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 # Instead of pydantic's messages that name Python classes.
 _RULES = {
     "model_type": "it must be a section with fields of its own",
+    "dict_type": "it must be a section with fields of its own",
     "path_type": "it must be a path",
 }
 

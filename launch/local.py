@@ -147,8 +147,9 @@ def _progress(config: RunConfig, plan: RunPlan, *, show: bool) -> Iterator[None]
         ) as display:
 
             def is_over() -> bool:
+                ended = finished.is_set()
                 events.tell(display.note)
-                return finished.is_set()
+                return ended
 
             follow_metrics(folder.metrics_file, stop=is_over, on_record=display.update)
 

@@ -77,6 +77,7 @@ class Trainable(Protocol):
     of the run, beside its identity; `matrix_titles` are what people call the matrices of a layer.
     """
 
+    config: RunConfig  # with the teacher of this run, wherever its path may lead later
     train_config: TrainConfig
     sparsity: "SparsityConfig | None"
     batches: "Batches"

@@ -124,9 +124,8 @@ def render_densities(
     """A heat map, uint8 [height, width, 3], with the kept percentage in each cell.
 
     One row a layer, one column a matrix of it, called titles[NAME], where the names say so
-    (`encoder.layer.3.NAME`), in
-    the order of their names' first appearance; otherwise one row. White keeps all weights of the
-    matrix, dark blue none.
+    (`encoder.layer.3.NAME`), in the order of their first appearance; otherwise one row. White keeps
+    all weights of the matrix, dark blue none.
     """
     cells = {_place(name, titles or {}): density for name, density in densities.items()}
     rows = list(dict.fromkeys(row for row, _ in cells))

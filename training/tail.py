@@ -33,7 +33,7 @@ class Tail:
     def poll(self) -> list[dict[str, Any]]:
         """Records that came since the last call; none while storage does not answer."""
         try:
-            replaced = self._reopen_if_replaced()
+            replaced = self._reopen()
             if self._file is None:
                 return []
             data = self._file.read()
@@ -61,17 +61,29 @@ class Tail:
         self._seen.append(digest)
         return False
 
-    def _reopen_if_replaced(self) -> bool:
+    def _reopen(self) -> bool:
+        """Open the file again, for network storage shows its growth then; whether it is another."""
         try:
-            there = os.stat(self._path)
+            opened = open(self._path, "rb")  # noqa: SIM115 (closed by close)
         except FileNotFoundError:
             return False
+        try:
+            is_same = self._file is not None and _continues(opened, self._file)
+        except OSError:
+            opened.close()
+            raise
         if self._file is not None:
-            held = os.fstat(self._file.fileno())
-            same = (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)
-            if same and there.st_size >= self._file.tell():
-                return False
+            if is_same:
+                opened.seek(self._file.tell())
             self._file.close()
-        self._file = open(self._path, "rb")  # noqa: SIM115 (closed by close)
-        self._partial, self._line = b"", 0
-        return True
+        self._file = opened
+        if not is_same:
+            self._partial, self._line = b"", 0
+        return not is_same
+
+
+def _continues(opened: BinaryIO, held: BinaryIO) -> bool:
+    """Whether `opened` is the file that `held` is, and not shorter than what was read of it."""
+    now, before = os.fstat(opened.fileno()), os.fstat(held.fileno())
+    is_same = (now.st_dev, now.st_ino) == (before.st_dev, before.st_ino)
+    return is_same and now.st_size >= held.tell()

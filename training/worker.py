@@ -20,7 +20,7 @@ from distributed.zero import Engine, build_engine
 from sparsity.controller import SparsityController
 from sparsity.schedule import SparsityConfig
 from training.attempt import Attempt, agree_on_attempt
-from training.config import RunConfig, dump_yaml
+from training.config import dump_yaml
 from training.folder import read_metrics, run_folder_of
 from training.guards import GoBack, SpikeDetector
 from training.loop import train
@@ -67,7 +67,6 @@ def work(
                     state = _train_from(
                         attempt,
                         trainable,
-                        config,
                         process,
                         identity=plan.identity,
                         report=report,
@@ -83,7 +82,6 @@ def work(
 def _train_from(
     attempt: Attempt,
     trainable: Trainable,
-    config: RunConfig,
     process: WorkerProcess,
     *,
     identity: Mapping[str, Any],
@@ -92,7 +90,7 @@ def _train_from(
     beat: Callable[[], None],
 ) -> TrainState:
     """Collective: build everything, restore it and train; see `work`."""
-    folder, batches = process.folder, trainable.batches
+    config, folder, batches = trainable.config, process.folder, trainable.batches
     module = trainable.build_module()
     if attempt.checkpoint is not None:
         start = resume_start(attempt.checkpoint)

@@ -48,9 +48,11 @@ log = logging.getLogger(__name__)
 class TaskTraining(Trainable):
     """One seed's run in one of its processes."""
 
+    config: FinetuneConfig
+
     def __init__(self, config: FinetuneConfig, plan: FinetunePlan, process: WorkerProcess) -> None:
-        """Collective: read the task and load the teacher."""
-        self._config, self._plan, self._process = config, plan, process
+        """Read the task and load the teacher."""
+        self.config, self._plan, self._process = config, plan, process
         self._folder = process.folder
         vocabulary = load_vocabulary(self._folder.vocab_file, **plan.tokenizer)
         self._inputs = inputs = read_inputs(config, vocabulary, begun_labels=plan.labels)
@@ -76,7 +78,7 @@ class TaskTraining(Trainable):
 
     def build_module(self) -> TaskModel:
         """The run's model with new weights."""
-        return build_new_task_model(self._config, self._model, self._inputs)
+        return build_new_task_model(self.config, self._model, self._inputs)
 
     def weights(self, module: nn.Module) -> list[Weight]:
         """BERT's and the head's, by canonical name."""
@@ -94,10 +96,10 @@ class TaskTraining(Trainable):
         """Collective: the scores on dev, those before `state` among them."""
         self._validation = TaskValidation(
             interval_steps=self.save_interval_steps,
-            patience=self._config.train.patience,
+            patience=self.config.train.patience,
             split=self._inputs.splits["dev"],
             batches=self._batches_of("dev"),
-            task=self._config.task,
+            task=self.config.task,
             labels=self._inputs.data.labels,
             history=self._history(),
             beat=beat,
@@ -126,6 +128,7 @@ class TaskTraining(Trainable):
 
     def _score(self, beat: Callable[[], None]) -> None:
         """Collective: write what the best checkpoint scores."""
+        del self.batches  # and with them a teacher: the engine to score takes its place
         best = self._agree_on_best()
         module = self.build_module()
         engine, sparsity = build_restored_engine(
@@ -133,20 +136,20 @@ class TaskTraining(Trainable):
             self.weights(module),
             resume_start(best),
             optimizer=self.train_config,
-            zero=self._config.zero,
+            zero=self.config.zero,
             sparsity=self.sparsity,
             accumulation_steps=1,
             device=self._process.topology.device,
         )
         names = ["dev"]
-        if self._config.score_test and self._config.task.test is not None:
+        if self.config.score_test and self.config.task.test is not None:
             names.append("test")
         found = {
             name: predict(
                 engine,
                 self._inputs.splits[name],
                 self._batches_of(name),
-                task=self._config.task,
+                task=self.config.task,
                 labels=self._inputs.data.labels,
                 beat=beat,
             )
@@ -156,7 +159,7 @@ class TaskTraining(Trainable):
             write_results(
                 self._folder,
                 found,
-                config=self._config,
+                config=self.config,
                 inputs=self._inputs,
                 best=best,
                 total_steps=self.train_config.total_steps,
@@ -168,9 +171,9 @@ class TaskTraining(Trainable):
         return TaskBatches(
             self._inputs.splits[split].rows,
             pad_id=self._inputs.vocabulary.pad_id,
-            seed=self._config.seed,
-            global_batch_rows=self._config.train.global_batch_rows,
-            micro_batch_rows=self._config.train.micro_batch_rows,
+            seed=self.config.seed,
+            global_batch_rows=self.config.train.global_batch_rows,
+            micro_batch_rows=self.config.train.micro_batch_rows,
             rank=self._process.topology.rank,
             world_size=self._process.topology.world_size,
             evaluation=split != "train",
@@ -178,7 +181,7 @@ class TaskTraining(Trainable):
 
     def _history(self) -> list[tuple[int, float]]:
         """Collective: what dev scored before the restored step, as rank 0's metrics say."""
-        key = f"dev/{self._config.task.main_metric}"
+        key = f"dev/{self.config.task.main_metric}"
         found = []
         if self._process.topology.is_first:
             records = read_metrics(self._folder.metrics_file)

@@ -92,8 +92,8 @@ class Mirror:
                     if (run / name).exists():
                         self._put(run / name, f"{self._path}/{name}")
                 names = (*read_manifest(source).files, MANIFEST)
-                there.pop(step, None)
-                self._remove(step)
+                if there.pop(step, None) is not None:
+                    self._remove(step)
                 for name in names:
                     self._put(source / name, f"{self._folder(step)}/{name}")
                 there[step] = manifest

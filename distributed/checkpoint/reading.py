@@ -2,7 +2,7 @@
 
 Each rank writes the fragments that it owns: fp32 masters, optimizer moments and whatever else is
 kept by fragment, as one safetensors file whose keys are `kind|parameter|start|length`. Beside them
-lies `manifest.json` (checkpoint_manifest.py): step, sizes, checksums, parameters, and the caller's
+lies `manifest.json` (manifest.py): step, sizes, checksums, parameters, and the caller's
 state. How they are written is told in writing.py; here they are read.
 
 Loading is the inverse on ranges: whoever needs [start, start + length) of a parameter gets it

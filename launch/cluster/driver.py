@@ -192,9 +192,10 @@ def _fit(
             if is_waiting:  # as often as it takes: it costs no restart
                 say(f"waiting: the cluster has no room for {workers} worker(s) at the moment")
             failures.poll()
-            unexplained = launch.is_elastic and failures.count == before
-            if not is_waiting and (is_start or unexplained):
+            if not is_waiting and is_start:
                 record_failure(start.attempt, Failure(None, last_line(error), died=True))
+            elif not is_waiting and failures.count == before:
+                failures.spend_restart()  # the group ended, and no worker said why
             if failures.poll() or failures.is_exhausted:
                 raise
             if not (is_start or launch.is_elastic):
@@ -244,8 +245,9 @@ def _follow(start: _Start, lost: threading.Event) -> int:
 
         def is_over() -> bool:
             stop_requested()  # writes the file, if it could not be written before
+            ended = finished.is_set() | failures.poll() | lost.is_set()
             events.tell(display.note)
-            return finished.is_set() | failures.poll() | lost.is_set()
+            return ended
 
         follow_metrics(
             folder.metrics_file, stop=is_over, on_record=display.update, pause=finished.wait
@@ -263,4 +265,5 @@ def _follow(start: _Start, lost: threading.Event) -> int:
         reason = failures.last or last_line(outcome["error"])
         print(f"error: training failed, {reason} (logs: {folder.logs}, {attempt})", file=sys.stderr)
         return 1
-    return report_end(folder, newest_step(folder), total, ended_early=start.is_finished())
+    newest = newest_step(folder)
+    return report_end(folder, newest, total, ended_early=start.recipe.is_finished(plan, newest))

@@ -182,6 +182,12 @@ class Failures:
                     self._judge(Failure(**record))
             return self.is_final
 
+    def spend_restart(self) -> None:
+        """Count a failure that nobody has recorded."""
+        with self._lock:
+            self.is_exhausted = self.restarts_left == 0
+            self.restarts_left = max(0, self.restarts_left - 1)
+
     def _judge(self, failure: Failure) -> None:
         self.last = failure
         self.count += 1

@@ -133,7 +133,7 @@ def test_refused(write_config: Write, override: str, expected: str) -> None:
         ("name", "", "null", "input should be a valid string"),
         ("zero", "2", "2", "it must be a section with fields of its own"),
         ("zero.stage", "4", "4", "input should be 0, 1, 2 or 3"),
-        ("zero.advanced", "2", "2", "input should be a valid dictionary"),
+        ("zero.advanced", "2", "2", "it must be a section with fields of its own"),
         ("launch.runs_dir", "[5]", "[5]", "it must be a path"),
         # Unions: members of another type than the value have no say beside the others.
         (

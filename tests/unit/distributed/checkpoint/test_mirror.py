@@ -199,6 +199,16 @@ def test_a_broken_upload_leaves_no_whole_copy(
     assert open_mirror(uri).steps() == [25, 50]
 
 
+def test_nothing_is_removed_where_nothing_is(
+    uri: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some storages have other errors for a folder that is not there."""
+    mirror = open_mirror(uri)
+    monkeypatch.setattr(mirror, "_remove", lambda step: pytest.fail(f"step {step} is removed"))
+    upload(mirror, run)
+    assert mirror.steps()
+
+
 def test_a_storage_that_does_not_answer(run: Path) -> None:
     mirror = open_mirror("s3://bucket/runs?scheme=http&endpoint_override=127.0.0.1:9&region=x")
     with pytest.raises(OSError):

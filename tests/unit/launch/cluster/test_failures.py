@@ -117,3 +117,13 @@ def test_what_a_restart_cannot_mend_ends_the_run(
     (tmp_path / FILE_NAME).write_text("".join(lines))
     assert failures.poll()
     assert failures.diagnosis is not None and words in failures.diagnosis
+
+
+def test_a_failure_that_nobody_recorded_costs_a_restart_too(tmp_path: Path) -> None:
+    failures = Failures(
+        tmp_path, RunFolder(tmp_path), 1, say=lambda _: None, stop_requested=lambda: False
+    )
+    failures.spend_restart()
+    assert (failures.restarts_left, failures.is_exhausted) == (0, False)
+    failures.spend_restart()
+    assert failures.is_exhausted and not failures.is_final
