@@ -4,7 +4,9 @@ Imports no torch, as no configuration does: a wrong field is told at once, not a
 that torch takes.
 """
 
-from typing import Literal, Self
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -36,6 +38,23 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+    def resolved(self) -> Self:
+        """The same with absolute paths: workers run in other folders."""
+        fields = {name: _resolve(getattr(self, name)) for name in type(self).model_fields}
+        return self.model_copy(update=fields)
+
+
+def _resolve(value: Any) -> Any:
+    if isinstance(value, Path):
+        return Path(os.path.abspath(value.expanduser()))
+    if isinstance(value, Config):
+        return value.resolved()
+    if isinstance(value, dict):
+        return {key: _resolve(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_resolve(item) for item in value)
+    return value
 
 
 class OptimizerConfig(Config):

@@ -185,9 +185,8 @@ def pretrain(
       torchrun --nproc-per-node 2 -m launch pretrain configs/demo_general.yaml
     """  # noqa: D301 (\b keeps the lines below it apart)
     from launch.config_loading import load_config
-    from training.config import resolve_paths
 
-    resolved = resolve_paths(load_config(config, overrides or []))
+    resolved = load_config(config, overrides or []).resolved()
     from distributed.imports import without_collector
 
     with without_collector():
@@ -219,11 +218,10 @@ def finetune(
     Example:
       sparsebert finetune configs/tasks/sst2.yaml model.init_from=exports/demo-pubmed seeds=[1,2,3]
     """  # noqa: D301 (\b keeps the lines below it apart)
-    from bert.tasks.finetune_config import FinetuneConfig, resolve_finetune_paths
+    from bert.tasks.finetune_config import FinetuneConfig
     from launch.config_loading import load_config
 
-    loaded = load_config(config, overrides or [], root=FinetuneConfig)
-    resolved = resolve_finetune_paths(loaded)
+    resolved = load_config(config, overrides or [], root=FinetuneConfig).resolved()
     from launch.finetuning import finetune as run_finetuning
 
     raise typer.Exit(run_finetuning(resolved, local=local, tell=print_json if as_json else None))
@@ -250,9 +248,8 @@ def compare(
     """  # noqa: D301 (\b keeps the lines below it apart)
     from launch.config_loading import load_config
     from launch.study.plan import StudyConfig
-    from training.config import resolve_paths
 
-    study = resolve_paths(load_config(config, overrides or [], root=StudyConfig))
+    study = load_config(config, overrides or [], root=StudyConfig).resolved()
     from launch.study.run import StudyStopped
     from launch.study.run import compare as run_study
     from training.stopping import STOPPED_EXIT_CODE

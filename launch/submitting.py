@@ -45,9 +45,8 @@ def submit(
     if (print_only and not slurm) or (detach and slurm):
         raise BadInput("--print belongs to --slurm, and --detach to --ray: leave it out")
     from launch.config_loading import load_config
-    from training.config import resolve_paths
 
-    resolved = resolve_paths(load_config(config, overrides or []))
+    resolved = load_config(config, overrides or []).resolved()
     if ray is not None:
         from launch.cluster.job import submit_to_ray
 

@@ -4,7 +4,6 @@
 no configuration does.
 """
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
@@ -86,24 +85,6 @@ def check_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise ValueError(f"name {name!r} cannot be a folder: {NAME_RULE}")
     return name
-
-
-def resolve_paths(config: AnyModel) -> AnyModel:
-    """The same configuration with absolute paths: workers run in other folders."""
-    fields = {name: _resolve(getattr(config, name)) for name in type(config).model_fields}
-    return config.model_copy(update=fields)
-
-
-def _resolve(value: Any) -> Any:
-    if isinstance(value, Path):
-        return Path(os.path.abspath(value.expanduser()))
-    if isinstance(value, BaseModel):
-        return resolve_paths(value)
-    if isinstance(value, dict):
-        return {key: _resolve(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_resolve(item) for item in value)
-    return value
 
 
 def dump_yaml(config: BaseModel) -> str:

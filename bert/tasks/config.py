@@ -4,6 +4,7 @@ Imports no torch, as no configuration does.
 """
 
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -77,6 +78,14 @@ class SplitConfig(Config):
     where: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict, description="keep records whose fields have one of these values"
     )
+
+    def resolved(self) -> Self:
+        """The same with absolute paths; data sets of the hub have none."""
+        paths = [
+            path if path.startswith(HUB_PREFIX) else os.path.abspath(os.path.expanduser(path))
+            for path in self.paths
+        ]
+        return self.model_copy(update={"paths": paths})
 
 
 OneSplit = Annotated[SplitConfig, BeforeValidator(_as_split)]

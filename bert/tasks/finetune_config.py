@@ -1,16 +1,14 @@
 """The root configuration of fine-tuning: a task, the model to start from, one run for each seed."""
 
-import os
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from bert.config import DistillationConfig
-from bert.corpora.hub import HUB_PREFIX
-from bert.tasks.config import FinetuneTrainConfig, SplitConfig, TaskConfig
+from bert.tasks.config import FinetuneTrainConfig, TaskConfig
 from distributed.config import CheckpointConfig, Config, ZeroConfig
-from training.config import LaunchConfig, RunConfig, defaults_of, resolve_paths
+from training.config import LaunchConfig, RunConfig, defaults_of
 
 
 class SourceConfig(Config):
@@ -67,20 +65,3 @@ class FinetuneConfig(RunConfig):
         """The run of one seed: its folder is launch.runs_dir/NAME/seed-SEED."""
         launch = self.launch.model_copy(update={"runs_dir": self.launch.runs_dir / self.name})
         return self.model_copy(update={"name": f"seed-{seed}", "seeds": [seed], "launch": launch})
-
-
-def resolve_finetune_paths(config: FinetuneConfig) -> FinetuneConfig:
-    """The same configuration with absolute paths: workers run in other folders."""
-    config = resolve_paths(config)
-    splits = {name: _resolve_split(getattr(config.task, name)) for name in ("train", "dev", "test")}
-    return config.model_copy(update={"task": config.task.model_copy(update=splits)})
-
-
-def _resolve_split(split: SplitConfig | None) -> SplitConfig | None:
-    if split is None:
-        return None
-    paths = [
-        path if path.startswith(HUB_PREFIX) else os.path.abspath(os.path.expanduser(path))
-        for path in split.paths
-    ]
-    return split.model_copy(update={"paths": paths})

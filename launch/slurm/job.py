@@ -23,7 +23,6 @@ from distributed.files import write_atomically
 from launch.config_loading import load_config
 from launch.slurm.allocation import Cluster, SlurmJob, ray_on_all_nodes, say
 from launch.slurm.node import RayLost
-from training.config import resolve_paths
 from training.folder import RunFolder, run_folder_of
 from training.stopping import STOPPED_EXIT_CODE
 
@@ -66,7 +65,7 @@ def run_job(arguments: list[str]) -> int:
     arguments = [argument.replace("%a", index) for argument in arguments]
     arguments.append("launch.address=null")  # the job's own cluster, whatever the file says
     config_file, *overrides = arguments
-    folder = run_folder_of(resolve_paths(load_config(config_file, overrides)))
+    folder = run_folder_of(load_config(config_file, overrides).resolved())
     job = SlurmJob.from_environment()
     say(f"job {job.id}, start {job.restarts + 1}, on {', '.join(job.nodes)}")
     first_step = _newest_step(folder)

@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from bert.config import SoftLabelsConfig
-from bert.tasks.finetune_config import FinetuneConfig, resolve_finetune_paths
+from bert.tasks.finetune_config import FinetuneConfig
 from distributed.config import Config
 from launch import config_loading
 from training.config import check_name
@@ -151,7 +151,7 @@ def load_finetune(study: StudyConfig, run: StudyRun) -> FinetuneConfig:
     """The run's configuration, validated."""
     file = study.tasks[run.task].config
     loaded = config_loading.load(file, finetune_overrides(study, run), FinetuneConfig)
-    return resolve_finetune_paths(loaded)
+    return loaded.resolved()
 
 
 def grid_runs(study: StudyConfig, models: Sequence[str], chosen: Rates) -> Iterator[StudyRun]:

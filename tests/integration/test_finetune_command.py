@@ -16,7 +16,6 @@ from launch.models.export import export_checkpoint
 from launch.study.plan import StudyConfig
 from launch.study.run import compare
 from tests.multiprocess import runs, tasks
-from training.config import resolve_paths
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,7 +162,7 @@ def test_a_study_runs_what_is_missing(models: dict[str, Path], task_file: Path) 
         del identity["task"]["reading"]
         identity["task"]["fingerprint"] = "0" * 64
         identity_file.write_text(json.dumps(identity))
-    study = resolve_paths(load_config(file, [], root=StudyConfig))
+    study = load_config(file, [], root=StudyConfig).resolved()
     assert compare(study, quiet=True) == rows
     more = study.model_copy(update={"seeds": [1, 2, 3]})
     with pytest.raises(BadInput, match="read the files of the task words under earlier rules"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from bert.tasks.checks import check_finetuning
 from bert.tasks.finetune import FinetunePlan, Finetuning
-from bert.tasks.finetune_config import FinetuneConfig, resolve_finetune_paths
+from bert.tasks.finetune_config import FinetuneConfig
 from tests.multiprocess import pool
 from training.folder import RunFolder, run_folder_of
 from training.session import begin_run
@@ -69,7 +69,7 @@ def task_run(folder: Path, init_from: Path, **sections: Any) -> FinetuneConfig:
     for section, changes in sections.items():
         both = isinstance(changes, dict) and section in fields
         fields[section] = {**fields[section], **changes} if both else changes
-    return resolve_finetune_paths(FinetuneConfig.model_validate(fields))
+    return FinetuneConfig.model_validate(fields).resolved()
 
 
 def _train_here(

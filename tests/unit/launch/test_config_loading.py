@@ -9,7 +9,7 @@ import yaml
 from bert.config import PretrainConfig
 from distributed.errors import BadInput
 from launch.config_loading import find_nearest, list_fields, load_config
-from training.config import dump_yaml, resolve_paths
+from training.config import dump_yaml
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 Write = Callable[..., Path]
@@ -241,14 +241,14 @@ def test_resolved_paths_are_absolute_and_survive_yaml(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = write_config(launch={"runs_dir": "runs"}, model={"init_from": "../old"})
-    config = resolve_paths(load_config(path))
+    config = load_config(path).resolved()
     assert config.data.shards == [tmp_path / "data/general"]
     assert config.evaluation.sets == {"general": [tmp_path / "data/validation"]}
     assert config.launch.runs_dir == tmp_path / "runs"
     assert config.model.init_from == tmp_path.parent / "old"
     path.write_text(dump_yaml(config))
     assert load_config(path) == config
-    assert resolve_paths(config) == config
+    assert config.resolved() == config
 
 
 def test_another_root(tmp_path: Path) -> None:

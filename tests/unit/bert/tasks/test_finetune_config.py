@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from bert.config import PretrainConfig
-from bert.tasks.finetune_config import FinetuneConfig, resolve_finetune_paths
+from bert.tasks.finetune_config import FinetuneConfig
 from distributed.errors import BadInput
 from launch.config_loading import load_config
 from launch.study.plan import StudyConfig, final_runs, load_finetune
@@ -72,7 +72,7 @@ def test_a_recipe(path: Path) -> None:
 
 def test_paths_become_absolute_and_hub_names_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(CONFIGS / "tasks" / "sst2.yaml", "task.test=hub:nyu-mll/glue:sst2:validation")
-    resolved = resolve_finetune_paths(config)
+    resolved = config.resolved()
     assert resolved.task.test is not None
     assert resolved.task.test.paths == ["hub:nyu-mll/glue:sst2:validation"]
     assert Path(resolved.task.train.paths[0]).is_absolute()

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from bert.tasks.checks import check_finetuning
 from bert.tasks.finetune import Finetuning
-from bert.tasks.finetune_config import FinetuneConfig, resolve_finetune_paths
+from bert.tasks.finetune_config import FinetuneConfig
 from bert.tasks.history import check_unchanged
 from bert.tasks.splits import load_task
 from distributed.errors import BadInput
@@ -73,7 +73,7 @@ def config(tmp_path: Path, vocab: Path) -> FinetuneConfig:
         },
         "launch": {"runs_dir": tmp_path / "runs", "use_gpu": False},
     }
-    return resolve_finetune_paths(FinetuneConfig.model_validate(fields)).for_seed(1)
+    return FinetuneConfig.model_validate(fields).resolved().for_seed(1)
 
 
 def begin(
