@@ -27,7 +27,13 @@ def write_run(run: Path, starts: list[tuple[int, int]]) -> None:
         if number:
             time.sleep(1 - time.time() % 1)  # files are ordered by the second of their start
         text = "name: x\nseed: 1\n"
-        board = Board(run / "tensorboard", start_step=first - 1, config_text=text, digests={})
+        board = Board(
+            run / "tensorboard",
+            start_step=first - 1,
+            config_text=text,
+            digests={},
+            matrix_titles={},
+        )
         for step in range(first, last + 1):
             board.write({"step": step, "train/mlm_loss": 100 * number + step}, step)
 

@@ -291,7 +291,7 @@ def test_data_config() -> None:
     assert (config.max_seq_len, config.row_tokens, config.mlm_probability) == (128, 512, 0.15)
     bad: list[dict[str, object]] = [
         {"shards": []},
-        {"shards": "a", "max_seq_len": 7},
+        {"shards": "a", "max_seq_len": 2},
         {"shards": "a", "max_seq_len": 513, "row_tokens": 1024},
         {"shards": "a", "mlm_probability": 0.0},
         {"shards": "a", "mlm_probability": 1.0},

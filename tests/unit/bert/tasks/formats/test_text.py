@@ -152,7 +152,7 @@ def test_bad_records_can_be_counted_instead(write: Write) -> None:
         ("sentence\tlabel\na\t0\nb\n", "train.tsv line 3 has 1 columns instead of 2"),
         ("text\tlabel\na\t0\n", "train.tsv line 2 has no column sentence .*but text, label"),
         ("sentence\tlabel\na\t\n", "train.tsv line 2 has no label in column label"),
-        ("sentence\tlabel\na\t1\n", "task.train has the one label 1"),
+        ("sentence\tlabel\na\t1\n", "task.train has only the label 1"),
         ('{"sentence": "a", "label"\n', "train.tsv line 1 is not JSON"),
         ("sentence\tlabel\n\t0\n", "task.train has no example"),
     ],
