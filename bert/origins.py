@@ -1,6 +1,5 @@
 """What a run was made from, by content: its first weights and its teacher."""
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,6 @@ import yaml
 
 from bert.config import DistillationConfig
 from training.folder import RunFolder
-
-log = logging.getLogger(__name__)
 
 
 def resolve_teacher(
@@ -28,8 +25,8 @@ def resolve_teacher(
         return None
     from bert.folders.model_files import find_model, path_of
 
-    settled = Path(teacher) if teacher is not None else path_of(find_model(distillation.teacher))
-    return distillation.model_copy(update={"teacher": settled})
+    path = Path(teacher) if teacher is not None else path_of(find_model(distillation.teacher))
+    return distillation.model_copy(update={"teacher": path})
 
 
 def teacher_path(distillation: DistillationConfig | None) -> str | None:

@@ -85,7 +85,7 @@ class MaskedLanguageModelling(Trainable):
         )
 
 
-def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> "PretrainingModel":
+def build_new_model(config: PretrainConfig, vocabulary: Vocabulary) -> PretrainingModel:
     """The run's model with new weights."""
     return build_model(
         config.model,

@@ -2,7 +2,7 @@
 
     configs/demo.yaml --read_yaml--> nested dict --apply_overrides--> the same --validate--> model
 
-Knows no particular configuration: the root model is an argument.
+The root model is an argument; by default it is a pretraining run's.
 """
 
 import difflib

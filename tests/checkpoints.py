@@ -1,7 +1,8 @@
 """Writing a checkpoint at once, as runs do in the background."""
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,12 @@ def save_checkpoint(
             assert time.monotonic() < deadline, f"rank 0 has not committed {final}"
             time.sleep(0.02)
     return final
+
+
+def on_ranks(world_size: int, save: Callable[[int], object]) -> None:
+    """Call `save` with each rank, in a thread of its own: rank 0 waits for the others."""
+    threads = [threading.Thread(target=save, args=(rank,)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)

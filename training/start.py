@@ -8,7 +8,6 @@ Without the third step bf16 training would start from weights that are already r
 """
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -24,7 +23,6 @@ from sparsity.controller import SparsityController
 from sparsity.state import SparsityState
 from training.state import TrainState, Weight
 
-log = logging.getLogger(__name__)
 AnyState = TypeVar("AnyState")
 
 

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-log = logging.getLogger(__name__)
-
 EXIT_CODE = 1
 _LOOKS = 20  # in one limit
 # Before the first step, at least: checkpoints are verified and engines built then.

@@ -5,7 +5,6 @@ finish      the best checkpoint, in a new engine: dev again, and test if it is a
 results     runs/NAME/seed-1/results.json and predictions.jsonl, by rank 0
 """
 
-import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -41,8 +40,6 @@ from training.recipe import Trainable
 from training.start import Start, resume_start
 from training.state import TrainState, Weight
 from training.worker import build_restored_engine
-
-log = logging.getLogger(__name__)
 
 
 class TaskTraining(Trainable):

@@ -163,7 +163,7 @@ class Failures:
         self.diagnosis: str | None = None  # why no restart is worth trying
         self.has_stopped = False  # it failed on the way to a stop that was asked for
         self.is_exhausted = False  # it failed with no restart left
-        self._attempt, self._folder = attempt, folder
+        self._folder = folder
         self._say, self._stop_requested = say, stop_requested
         self._loops = CrashLoops()
         self._tail = Tail(attempt / FILE_NAME)

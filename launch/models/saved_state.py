@@ -51,7 +51,7 @@ class SparsityPart(_Part):
 
 
 class SavedState(_Part):
-    """The state in a manifest that this package writes (worker.py)."""
+    """The state in a manifest that this package writes (training/saving.py)."""
 
     config: ConfigPart = ConfigPart()
     train: ProgressPart = ProgressPart()

@@ -1,6 +1,5 @@
 """A valid configuration, and runs with real checkpoints that two pretended ranks wrote."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from bert.vocabulary import SPECIAL_TOKENS, load_vocabulary
 from distributed.fragment import Fragment
 from distributed.hashing import hex_digest, name_hash, position_hash
 from sparsity.selection.masks import FragmentMask
-from tests.checkpoints import save_checkpoint
+from tests.checkpoints import on_ranks, save_checkpoint
 from training.folder import RunFolder
 from training.identity import write_identity
 
@@ -194,11 +193,7 @@ def write_checkpoint(
             state=state,
         )
 
-    threads = [threading.Thread(target=save, args=(rank,)) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    on_ranks(world_size, save)
 
 
 def damage(checkpoint: Path) -> None:

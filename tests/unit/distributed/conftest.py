@@ -1,6 +1,5 @@
 """Real checkpoints of known tensors, written by threads that stand for ranks."""
 
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 
 from distributed.fragment import Fragment
-from tests.checkpoints import save_checkpoint
+from tests.checkpoints import on_ranks, save_checkpoint
 
 NUMELS = {"encoder.weight": 101, "encoder.bias": 7, "odd|name": 3}
 STEP = 50
@@ -66,10 +65,6 @@ def write(folder: Path, *, step: int = STEP, world_size: int = 3, seed: int = 0)
             state=STATE,
         )
 
-    threads = [threading.Thread(target=save, args=(rank,)) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    on_ranks(world_size, save)
     assert final.is_dir()
     return final
