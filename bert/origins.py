@@ -13,10 +13,10 @@ from training.folder import RunFolder
 def resolve_teacher(
     distillation: DistillationConfig | None, teacher: str | None = None
 ) -> DistillationConfig | None:
-    """The same settings with the checkpoint that `teacher` means; by default the one of now.
+    """The same settings with the path of one checkpoint.
 
-    Later the path may mean another one, of a run that trains on or has ended. Without `teacher` the
-    checkpoint is verified.
+    A run's path means its newest checkpoint, which changes while the run trains. `teacher` is the
+    checkpoint that was found before; without it, find and verify one.
 
     Raises:
         BadInput: there is no such teacher.

@@ -54,8 +54,8 @@ def watched(
     """While inside, end this process when it makes no step for `hang_seconds`.
 
     Yields:
-        `stop_requested`, to be asked after each step: that is how the steps are seen; and what to
-        call on the way through other work that may take as long.
+        `stop_requested`, wrapped: a call after each step counts as progress; and a function to call
+        during other long work.
     """
     rank = process.topology.rank
     watchdog = Watchdog(

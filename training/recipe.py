@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """A run that may start: JSON, for it travels to the workers."""
+    """A run that may start, in fields that JSON can carry to the workers."""
 
     identity: dict[str, Any]
     init_from: str | None  # the checkpoint or Hugging Face folder that model.init_from means
@@ -73,8 +73,8 @@ class Recipe(Protocol[Plan]):
 class Trainable(Protocol):
     """A run in one of its processes: built once, trained in one attempt after another.
 
-    `digests` are of what the run was made from, by name; `described` is what every checkpoint says
-    of the run, beside its identity; `matrix_titles` are what people call the matrices of a layer.
+    `digests` names the inputs of the run by checksum. `described` goes into every checkpoint's
+    manifest. `matrix_titles` are the heat map's titles of the matrices of a layer.
     """
 
     config: RunConfig  # with the teacher of this run, wherever its path may lead later

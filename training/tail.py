@@ -62,7 +62,7 @@ class Tail:
         return False
 
     def _reopen(self) -> bool:
-        """Open the file again, for network storage shows its growth then; whether it is another."""
+        """Reopen the file, so that network storage shows its growth; True if it is another file."""
         try:
             opened = open(self._path, "rb")  # noqa: SIM115 (closed by close)
         except FileNotFoundError:

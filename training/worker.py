@@ -160,7 +160,7 @@ def _train_from(
 
 
 def _skip_batches(start: Start, attempt: Attempt) -> Start:
-    """`start` with the batches left out that the attempt passes over."""
+    """`start`, moved past the batches that the attempt skips."""
     if attempt.batch_offset is None:
         return start
     return replace(start, state=replace(start.state, batch_offset=attempt.batch_offset))
@@ -171,7 +171,9 @@ def _guard_figures(
 ) -> Callable[[Mapping[str, Any]], None]:
     """A hook that rank 0 runs before each record: check the fence, report loss spikes."""
     spikes = SpikeDetector()
-    for record in read_metrics(process.folder.metrics_file):  # resumed, it judges as if it went on
+    for record in read_metrics(
+        process.folder.metrics_file
+    ):  # a resumed run judges as one that never stopped
         spikes.check(record.get(loss_name))
 
     def before_record(record: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetunePlan(RunPlan):
-    """A fine-tuning run that may start: JSON, for it travels to the workers."""
+    """A fine-tuning run that may start."""
 
     model: dict[str, Any]  # a ModelConfig
     tokenizer: dict[str, Any]  # what Vocabulary.record() says

@@ -125,7 +125,7 @@ class TaskTraining(Trainable):
 
     def _score(self, beat: Callable[[], None]) -> None:
         """Collective: write what the best checkpoint scores."""
-        del self.batches  # and with them a teacher: the engine to score takes its place
+        del self.batches  # frees a teacher's memory for the engine that scores
         best = self._agree_on_best()
         module = self.build_module()
         engine, sparsity = build_restored_engine(

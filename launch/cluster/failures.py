@@ -123,7 +123,7 @@ class CrashLoops:
     reason: str = ""
 
     def diagnose(self, failure: Failure, step: int) -> str | None:
-        """Take the next failure, which came after `step` was logged; a diagnosis if it repeats."""
+        """Record a failure after `step`; return a diagnosis if it repeats, else None."""
         if step > self.step or failure.reason != self.reason:
             self.step, self.times, self.reason = step, 0, failure.reason
         self.times += 1
@@ -175,7 +175,7 @@ class Failures:
         return self.bad_input is not None or self.diagnosis is not None or self.has_stopped
 
     def poll(self) -> bool:
-        """Take the failures that came since the last call; `is_final`."""
+        """Judge the failures since the last call; return `is_final`."""
         with self._lock:
             for record in self._tail.poll():
                 if not self.is_final:
