@@ -38,7 +38,7 @@ clean-demo:
 # How many tests run at once. Those of one process take most of the time, and one core each.
 JOBS ?= 2
 
-# 15 minutes or less on two idle cores: unit tests, several processes, whole runs with and without Ray.
+# 18 minutes on two idle cores: unit tests, several processes, whole runs with and without Ray.
 test: setup
 	$(BIN)/python -m pytest -m "not cluster" -n $(JOBS) --dist worksteal
 
